@@ -1,0 +1,124 @@
+/* The one header that Python sees.
+ *
+ * Return convention of every function: >= 0, or -errno. Numbers of options are taken from the
+ * system's headers in C, never in Python: the same number is another option on another system.
+ *
+ * csrc/build_shim.py hands cffi the text between the two cdef lines, and every "#define LC_HAS_"
+ * and "#define LC_OPT_" as an integer constant.
+ */
+#ifndef LC_SHIM_H
+#define LC_SHIM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef begin */
+
+/* An address of either family, normalised: a v4-mapped IPv6 address has family 4. */
+struct lc_addr {
+    uint8_t family;     /* 0 none, 4, 6 */
+    uint8_t unused;
+    uint16_t port;      /* host order */
+    uint32_t flow;      /* host order */
+    uint32_t scope;     /* interface index of a link-local address, else 0 */
+    uint8_t ip[16];     /* network order; the first 4 bytes for family 4 */
+};
+
+/* The flags of comm_open. The first six have the values of Lusca's COMM_ flags. */
+enum {
+    LC_NONBLOCKING = 1,
+    LC_NOCLOEXEC = 2,
+    LC_REUSEADDR = 4,
+    LC_DOBIND = 8,
+    LC_TPROXY_LCL = 16,
+    LC_TPROXY_REM = 32,
+    LC_INTERCEPT = 64,
+    LC_REUSEPORT = 128,
+    LC_TRANSPARENT_PORT = 256
+};
+
+/* The steps of lc_open, in their order: which one failed decides what mends it. */
+enum {
+    LC_STEP_SOCKET = 1,
+    LC_STEP_TOS,
+    LC_STEP_REUSE,
+    LC_STEP_V6ONLY,
+    LC_STEP_MARK,
+    LC_STEP_DEVICE,
+    LC_STEP_RIGHT,      /* the option that allows a foreign address: IP_TRANSPARENT, IP_BINDANY */
+    LC_STEP_ORIGDST,    /* asking for the original destination of datagrams */
+    LC_STEP_BIND
+};
+
+struct lc_open {
+    int family;         /* of the socket: 4 or 6 */
+    int type;           /* SOCK_STREAM or SOCK_DGRAM */
+    int proto;
+    unsigned flags;
+    int engine;         /* row of the engine table that grants a foreign address; -1: none asked */
+    int dualstack;      /* IPv6 socket that takes both families */
+    int tos;            /* 0: left as the system has it */
+    int has_mark;
+    uint32_t mark;
+    char device[16];    /* "": none */
+    struct lc_addr address; /* family 0: not bound */
+};
+
+int lc_open(const struct lc_open *request, int *step);
+/* Puts a fresh socket, bound as `request` says, under the descriptor number `fd`; the options that
+ * were set on the old one are set on it. */
+int lc_reopen(int fd, const struct lc_open *request, int *step);
+
+struct lc_accepted {
+    int fd;
+    int family;         /* of the socket: AF_INET, AF_INET6, ... as the system numbers it */
+    struct lc_addr peer;
+    struct lc_addr me;
+};
+
+/* One connection, non-blocking, close-on-exec unless `inherit`. -EAGAIN: the queue is empty. */
+int lc_accept(int fd, int inherit, struct lc_accepted *out);
+/* connect(2); -EINPROGRESS where it goes on in the background. */
+int lc_connect(int fd, const struct lc_addr *to);
+int lc_local(int fd, struct lc_addr *out);
+int lc_peer(int fd, struct lc_addr *out);
+
+/* 1: `address` is one of this machine's (of the calling thread's network namespace); 0: it is not. */
+int lc_own(const struct lc_addr *address);
+
+/* What an engine can do. */
+enum {
+    LC_CAN_LOOKUP = 1,  /* tells where a connection was going */
+    LC_CAN_LISTEN = 2,  /* binds a listener to what is not this machine's */
+    LC_CAN_SPOOF = 4,   /* connects from an address that is not this machine's */
+    LC_CAN_TCP = 8,
+    LC_CAN_UDP = 16,
+    LC_CAN_V4 = 32,
+    LC_CAN_V6 = 64,
+    LC_NAMED_ONLY = 128 /* never chosen unless the user names it */
+};
+
+int lc_engine_count(void);
+const char *lc_engine_name(int engine);
+unsigned lc_engine_abilities(int engine);
+/* 0: works on this machine; else -errno. Opens the devices the engine needs, once. */
+int lc_engine_probe(int engine);
+
+struct lc_origin {
+    int engine;         /* row of the table that answered */
+    int translated;     /* the destination was rewritten (NAT) */
+    int transparent;    /* the socket carries IP_TRANSPARENT (or its like) */
+    int own;            /* 1: the local address is one of this machine's; 0: not; -1: not asked */
+    int nat_errno;      /* what the last NAT engine said, 0 if none was asked */
+    struct lc_addr original;
+    struct lc_addr local;
+    struct lc_addr peer;
+};
+
+/* Where the connection on `fd` was going. engine -1: found out from the signs on the socket.
+ * -ENOENT: not intercepted. */
+int lc_original(int fd, int engine, struct lc_origin *out);
+
+/* cdef end */
+
+#endif

@@ -1,0 +1,337 @@
+/* comm_open, comm_accept and comm_connect, each in one call. */
+#include "engine.h"
+
+#include <fcntl.h>
+#include <netinet/ip.h>
+#include <unistd.h>
+
+static int set_int(int fd, int level, int option, int value)
+{
+    return setsockopt(fd, level, option, &value, sizeof value) < 0 ? -errno : 0;
+}
+
+static int new_socket(int family, int type, int proto, int inherit)
+{
+    int fd;
+
+#ifdef LC_NO_SOCK_FLAGS
+    fd = socket(family, type, proto);
+    if (fd >= 0 && (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0
+                    || (!inherit && fcntl(fd, F_SETFD, FD_CLOEXEC) < 0))) {
+        int err = -errno;
+        close(fd);
+        return err;
+    }
+#else
+    fd = socket(family, type | SOCK_NONBLOCK | (inherit ? 0 : SOCK_CLOEXEC), proto);
+#endif
+    return fd < 0 ? -errno : fd;
+}
+
+/* The type of service of both families, where the socket can carry both. */
+static int set_tos(int fd, int family, int tos)
+{
+    int err;
+
+    if (family == AF_INET)
+        return set_int(fd, IPPROTO_IP, IP_TOS, tos);
+    if ((err = set_int(fd, IPPROTO_IPV6, IPV6_TCLASS, tos)) < 0)
+        return err;
+#ifdef __linux__
+    return set_int(fd, IPPROTO_IP, IP_TOS, tos);
+#else
+    return 0;
+#endif
+}
+
+static int set_mark(int fd, uint32_t mark)
+{
+#ifdef SO_MARK
+    return setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof mark) < 0 ? -errno : 0;
+#else
+    (void)fd, (void)mark;
+    return -ENOTSUP;
+#endif
+}
+
+static int set_device(int fd, const char *device)
+{
+#ifdef SO_BINDTODEVICE
+    return setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, (socklen_t)strlen(device)) < 0
+        ? -errno : 0;
+#else
+    (void)fd, (void)device;
+    return -ENOTSUP;
+#endif
+}
+
+/* Datagrams tell their original destination in a control message; a dual-stack socket needs both
+ * options (ip(7), ipv6(7)). */
+static int ask_origdst(int fd, int family, int dualstack)
+{
+#if defined(IP_RECVORIGDSTADDR) && defined(IPV6_RECVORIGDSTADDR)
+    int err = 0;
+
+    if (family == AF_INET6)
+        err = set_int(fd, IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1);
+    if (err == 0 && (family == AF_INET || dualstack))
+        err = set_int(fd, IPPROTO_IP, IP_RECVORIGDSTADDR, 1);
+    return err;
+#else
+    (void)fd, (void)family, (void)dualstack;
+    return -ENOTSUP;
+#endif
+}
+
+/* Without it a bind to (address, 0) takes a port of that address at once, and one client's ports
+ * run out; with it the limit is per 4-tuple (ip(7), 4.2 and newer). Older kernels do without. */
+static void late_port(int fd)
+{
+#ifdef IP_BIND_ADDRESS_NO_PORT
+    (void)set_int(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
+#else
+    (void)fd;
+#endif
+}
+
+static int wants_bind(const struct lc_open *r)
+{
+    if (r->address.family == 0)
+        return 0;
+    return (r->flags & (LC_DOBIND | LC_TPROXY_LCL | LC_TPROXY_REM | LC_INTERCEPT)) != 0
+        || r->address.port != 0 || !lc_is_wildcard(&r->address);
+}
+
+static int do_bind(int fd, int family, const struct lc_open *r)
+{
+    struct lc_addr address = r->address;
+    struct sockaddr_storage ss;
+    socklen_t len;
+
+    /* To connect from the client's address the port is the kernel's choice, unless it was asked
+     * for; a listener is bound as given. */
+    if ((r->flags & LC_TPROXY_REM) && !(r->flags & LC_TPROXY_LCL)) {
+        if (!(r->flags & LC_TRANSPARENT_PORT))
+            address.port = 0;
+        if (address.port == 0 && r->type == SOCK_STREAM)
+            late_port(fd);
+    }
+    len = lc_to_sockaddr(&address, family, &ss);
+    if (len == 0)
+        return -EAFNOSUPPORT;
+    return bind(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
+}
+
+/* Lusca's order: socket, TOS, close-on-exec, reuse, the right to a foreign address, bind,
+ * non-blocking, no delay. A step that fails closes the socket. */
+static int set_up(int fd, int family, const struct lc_open *r, int *step)
+{
+    int err;
+
+    *step = LC_STEP_TOS;
+    if (r->tos != 0 && (err = set_tos(fd, family, r->tos)) < 0)
+        return err;
+    *step = LC_STEP_REUSE;
+    if ((r->flags & LC_REUSEADDR) && (err = set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1)) < 0)
+        return err;
+    if ((r->flags & LC_REUSEPORT) && (err = set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1)) < 0)
+        return err;
+    *step = LC_STEP_V6ONLY;
+    if (family == AF_INET6) {
+        int only = r->address.family == 6 && !r->dualstack;
+        err = set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, only);
+        /* OpenBSD has IPv6-only sockets and refuses anything else. */
+        if (err < 0 && (only || r->dualstack || r->address.family == 4))
+            return err;
+    }
+    *step = LC_STEP_MARK;
+    if (r->has_mark && (err = set_mark(fd, r->mark)) < 0)
+        return err;
+    *step = LC_STEP_DEVICE;
+    if (r->device[0] != '\0' && (err = set_device(fd, r->device)) < 0)
+        return err;
+    *step = LC_STEP_RIGHT;
+    if (r->engine >= 0 && (err = lc_engine_allow(r->engine, fd, family)) < 0)
+        return err;
+    *step = LC_STEP_ORIGDST;
+    if (r->type == SOCK_DGRAM && (r->flags & LC_TPROXY_LCL)
+        && (err = ask_origdst(fd, family, r->dualstack)) < 0)
+        return err;
+    *step = LC_STEP_BIND;
+    if (wants_bind(r) && (err = do_bind(fd, family, r)) < 0)
+        return err;
+    if (r->type == SOCK_STREAM)
+        (void)set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);     /* a proto that is not TCP has none */
+    return 0;
+}
+
+int lc_open(const struct lc_open *request, int *step)
+{
+    int family = request->family == 6 ? AF_INET6 : AF_INET;
+    int fd, err;
+
+    *step = LC_STEP_SOCKET;
+    fd = new_socket(family, request->type, request->proto, (request->flags & LC_NOCLOEXEC) != 0);
+    if (fd < 0)
+        return fd;
+    if ((err = set_up(fd, family, request, step)) < 0) {
+        close(fd);
+        return err;
+    }
+    return fd;
+}
+
+/* The integer options that a caller may have set since the socket was opened. */
+static const struct { int level, option; } kept[] = {
+    {SOL_SOCKET, SO_KEEPALIVE},
+    {SOL_SOCKET, SO_OOBINLINE},
+    {SOL_SOCKET, SO_RCVLOWAT},
+    {SOL_SOCKET, SO_RCVBUF},
+    {SOL_SOCKET, SO_SNDBUF},
+    {IPPROTO_TCP, TCP_NODELAY},
+    {IPPROTO_TCP, TCP_MAXSEG},
+#ifdef SO_PRIORITY
+    {SOL_SOCKET, SO_PRIORITY},
+#endif
+#ifdef SO_MARK
+    {SOL_SOCKET, SO_MARK},
+#endif
+#ifdef TCP_KEEPIDLE
+    {IPPROTO_TCP, TCP_KEEPIDLE},
+    {IPPROTO_TCP, TCP_KEEPINTVL},
+    {IPPROTO_TCP, TCP_KEEPCNT},
+#endif
+#ifdef TCP_USER_TIMEOUT
+    {IPPROTO_TCP, TCP_USER_TIMEOUT},
+#endif
+#ifdef TCP_SYNCNT
+    {IPPROTO_TCP, TCP_SYNCNT},
+#endif
+#ifdef TCP_NOTSENT_LOWAT
+    {IPPROTO_TCP, TCP_NOTSENT_LOWAT},
+#endif
+    {IPPROTO_IP, IP_TOS},
+    {IPPROTO_IP, IP_TTL},
+#ifdef IP_MTU_DISCOVER
+    {IPPROTO_IP, IP_MTU_DISCOVER},
+#endif
+    {IPPROTO_IPV6, IPV6_TCLASS},
+    {IPPROTO_IPV6, IPV6_UNICAST_HOPS},
+#ifdef IPV6_MTU_DISCOVER
+    {IPPROTO_IPV6, IPV6_MTU_DISCOVER},
+#endif
+};
+
+static int copy_options(int from, int to)
+{
+    struct linger linger;
+    socklen_t len = sizeof linger;
+    size_t i;
+
+    for (i = 0; i < sizeof kept / sizeof kept[0]; i++) {
+        int had = 0, has = 0, err;
+        socklen_t a = sizeof had, b = sizeof has;
+
+        if (getsockopt(from, kept[i].level, kept[i].option, &had, &a) < 0
+            || getsockopt(to, kept[i].level, kept[i].option, &has, &b) < 0 || had == has)
+            continue;
+#ifdef __linux__
+        /* Linux answers with twice what was asked for: socket(7). */
+        if (kept[i].level == SOL_SOCKET
+            && (kept[i].option == SO_RCVBUF || kept[i].option == SO_SNDBUF))
+            had /= 2;
+#endif
+        if ((err = set_int(to, kept[i].level, kept[i].option, had)) < 0)
+            return err;
+    }
+    if (getsockopt(from, SOL_SOCKET, SO_LINGER, &linger, &len) < 0
+        || setsockopt(to, SOL_SOCKET, SO_LINGER, &linger, len) < 0)
+        return -errno;
+    return 0;
+}
+
+/* After an identical-4-tuple EADDRNOTAVAIL a socket can never be bound again, so another takes its
+ * place under the same number. */
+int lc_reopen(int fd, const struct lc_open *request, int *step)
+{
+    int err, fresh = lc_open(request, step);
+
+    if (fresh < 0)
+        return fresh;
+    err = copy_options(fd, fresh);
+#ifdef LC_NO_SOCK_FLAGS
+    if (err == 0 && (dup2(fresh, fd) < 0
+                     || (!(request->flags & LC_NOCLOEXEC) && fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)))
+        err = -errno;
+#else
+    if (err == 0 && dup3(fresh, fd, request->flags & LC_NOCLOEXEC ? 0 : O_CLOEXEC) < 0)
+        err = -errno;
+#endif
+    close(fresh);
+    return err;
+}
+
+/* Errors of the one connection at the head of the queue, which accept has taken off it; accept(2)
+ * says to treat them like EAGAIN, but more may be waiting behind it. EPERM: a firewall rule. */
+static int of_one_connection(int err)
+{
+    switch (err) {
+    case ECONNABORTED: case ECONNREFUSED: case ECONNRESET: case EINTR: case EPROTO: case EPERM:
+    case ENETDOWN: case ENETUNREACH: case EHOSTDOWN: case EHOSTUNREACH: case ENOPROTOOPT:
+#ifdef ENONET
+    case ENONET:
+#endif
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+int lc_accept(int lfd, int inherit, struct lc_accepted *out)
+{
+    struct sockaddr_storage ss;
+    socklen_t len;
+    int fd, tries;
+
+    memset(out, 0, sizeof *out);
+    for (tries = 0; ; tries++) {
+        len = sizeof ss;
+#ifdef LC_NO_SOCK_FLAGS
+        fd = accept(lfd, (struct sockaddr *)&ss, &len);
+        if (fd >= 0 && (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0
+                        || (!inherit && fcntl(fd, F_SETFD, FD_CLOEXEC) < 0))) {
+            int err = -errno;
+            close(fd);
+            return err;
+        }
+#else
+        fd = accept4(lfd, (struct sockaddr *)&ss, &len,
+                     SOCK_NONBLOCK | (inherit ? 0 : SOCK_CLOEXEC));
+#endif
+        if (fd >= 0)
+            break;
+        if (!of_one_connection(errno))
+            return -errno;
+        if (tries == 64)
+            return -EAGAIN;
+    }
+    out->fd = fd;
+    out->family = ss.ss_family;
+    /* Not an internet socket: there are no addresses to tell. */
+    if (lc_from_sockaddr(&ss, len, &out->peer) == 0)
+        (void)lc_local(fd, &out->me);
+    return 0;
+}
+
+int lc_connect(int fd, const struct lc_addr *to)
+{
+    struct sockaddr_storage ss;
+    socklen_t len = sizeof ss;
+
+    if (getsockname(fd, (struct sockaddr *)&ss, &len) < 0)
+        return -errno;
+    len = lc_to_sockaddr(to, ss.ss_family, &ss);
+    if (len == 0)
+        return -EAFNOSUPPORT;
+    return connect(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
+}

@@ -1,0 +1,128 @@
+"""The engine table seen from Python: what is there, what is chosen, and why.
+
+An engine is one kernel mechanism (csrc/engine_*.c). Which one answers is decided per connection in
+C; the environment variable ``LUSCA_COMM_ENGINE`` (a name, or several separated by commas) overrides
+that for every ability the named engines have.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NamedTuple
+
+from ._shim import ffi, lib
+from .errors import CommError
+
+__all__ = ["Engine", "engines", "named", "spoofer"]
+
+_ABILITIES = {
+    "lookup": lib.LC_CAN_LOOKUP,
+    "listen": lib.LC_CAN_LISTEN,
+    "spoof": lib.LC_CAN_SPOOF,
+    "tcp": lib.LC_CAN_TCP,
+    "udp": lib.LC_CAN_UDP,
+    "ipv4": lib.LC_CAN_V4,
+    "ipv6": lib.LC_CAN_V6,
+    "named only": lib.LC_NAMED_ONLY,
+}
+
+_ABSENT = {
+    ("netfilter", errno.ENOPROTOOPT): "the kernel has no conntrack: `modprobe nf_conntrack`",
+    ("tproxy4", errno.ENOPROTOOPT): "the kernel has no IP_TRANSPARENT (Linux 2.6.28 or newer)",
+}
+
+
+class Engine(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    row: int
+    abilities: frozenset[str]
+    """Of lookup, listen, spoof, tcp, udp, ipv4, ipv6; "named only": never chosen by itself."""
+    errno: int
+    """0 where the engine works on this machine, else what its probe answered."""
+
+    @property
+    def reason(self) -> str:
+        """Why the engine is absent; "" where it works."""
+        if self.errno == 0:
+            return ""
+        if self.errno == errno.ENOTSUP:
+            return "not a mechanism of this system"
+        return _ABSENT.get((self.name, self.errno), os.strerror(self.errno))
+
+
+_NAMES: tuple[str, ...] = tuple(
+    ffi.string(lib.lc_engine_name(row)).decode() for row in range(lib.lc_engine_count())
+)
+_ROWS: dict[str, int] = {name: row for row, name in enumerate(_NAMES)}
+_CAN: tuple[int, ...] = tuple(lib.lc_engine_abilities(row) for row in range(len(_NAMES)))
+
+
+def name_of(row: int) -> str:
+    return _NAMES[row]
+
+
+def row_of(name: str) -> int:
+    """Raises CommError (EINVAL) for a name that is no engine's."""
+    try:
+        return _ROWS[name]
+    except (KeyError, TypeError):
+        raise CommError(
+            errno.EINVAL, f"no engine {name!r}: one of {', '.join(_NAMES)}"
+        ) from None
+
+
+def engine(row: int) -> Engine:
+    """The row, probed."""
+    can = frozenset(name for name, bit in _ABILITIES.items() if _CAN[row] & bit)
+    return Engine(_NAMES[row], row, can, -lib.lc_engine_probe(row))
+
+
+def engines() -> tuple[Engine, ...]:
+    """Every engine in the order in which they are asked, probed on this machine."""
+    return tuple(engine(row) for row in range(len(_NAMES)))
+
+
+def named(ability: str) -> tuple[int, ...]:
+    """The rows that LUSCA_COMM_ENGINE names and that have `ability`; () where it names none."""
+    text = os.environ.get("LUSCA_COMM_ENGINE")
+    if not text:
+        return ()
+    rows = tuple(row_of(name.strip()) for name in text.split(",") if name.strip())
+    return tuple(row for row in rows if _CAN[row] & _ABILITIES[ability])
+
+
+def spoofer(ability: str) -> int:
+    """The row that grants foreign addresses on this machine ("listen" or "spoof").
+
+    Raises CommError (ENOTSUP) where no engine does.
+    """
+    bit = _ABILITIES[ability]
+    rows = named(ability) or [
+        row for row, can in enumerate(_CAN) if can & bit and not can & lib.LC_NAMED_ONLY
+    ]
+    found = [engine(row) for row in rows]
+    for one in found:
+        if one.errno == 0:
+            return one.row
+    why = "; ".join(f"{one.name}: {one.reason}" for one in found)
+    raise CommError(errno.ENOTSUP, f"no engine can {ability} for foreign addresses here ({why})")
+
+
+def probe_nat() -> None:
+    """Opens and probes the NAT engines, so that their devices are open before privileges drop.
+
+    Raises CommError with the engine's errno where none works.
+    """
+    bit, barred = lib.LC_CAN_LOOKUP, lib.LC_CAN_LISTEN | lib.LC_NAMED_ONLY
+    rows = named("lookup") or [
+        row for row, can in enumerate(_CAN) if can & bit and not can & barred
+    ]
+    found = [engine(row) for row in rows]
+    if any(one.errno == 0 for one in found):
+        return
+    why = "; ".join(f"{one.name}: {one.reason}" for one in found)
+    code = next((one.errno for one in found if one.errno != errno.ENOTSUP), errno.ENOTSUP)
+    raise CommError(code, f"no NAT engine can tell original destinations here ({why})")

@@ -1,0 +1,213 @@
+"""Functions that run in forked children: results, exceptions and messages come back by pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, Generic, TypeVar
+
+from lusca_comm.errors import CommError
+from lusca_comm.lab.namespaces import die_with
+from lusca_comm.lab.waiting import LabTimeout
+
+__all__ = ["Channel", "ChildError", "ChildTraceback", "Process", "fork_allowed"]
+
+R = TypeVar("R")
+
+
+class ChildError(CommError):
+    """A child ended without a result, or with an exception that can't be pickled."""
+
+
+class ChildTraceback(Exception):
+    """The cause of an exception that was raised in a child: its text is the child's traceback."""
+
+    def __str__(self) -> str:
+        return f"\n\nin the child process:\n{self.args[0]}"
+
+
+class Channel:
+    """The child's end of the pipe to the process that started it. Objects travel pickled."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def send(self, obj: object) -> None:
+        """Give the starter an object, for its :meth:`Process.recv`."""
+        self._connection.send_bytes(pickle.dumps(("message", obj)))
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """The starter's next object; ``LabTimeout`` after ``timeout`` seconds (None: never)."""
+        if not self._connection.poll(timeout):
+            raise LabTimeout(errno.ETIMEDOUT, f"no message from the starter in {timeout:g} s")
+        return pickle.loads(self._connection.recv_bytes())
+
+
+class Process(Generic[R]):
+    """A function running in a forked child: ``fn(channel)``.
+
+    The child never outlives the THREAD that started it: the kernel kills it (prctl(2)). It holds
+    copies of all descriptors that were open when it began, so a socket closed elsewhere sends no
+    FIN while a child has it: ``shutdown()`` it first.
+    """
+
+    def __init__(self, enter: Callable[[], None], fn: Callable[[Channel], R], what: str) -> None:
+        near, far = Pipe()
+        starter = os.getpid()
+        sys.stdout.flush()  # or the child would print it a second time
+        sys.stderr.flush()
+        with fork_allowed():
+            self.pid = os.fork()
+        if self.pid == 0:
+            near.close()
+            _child(far, lambda: _enter(enter, starter), fn)
+        far.close()
+        self._connection = near
+        self._what = what
+        self._messages: deque[Any] = deque()
+        self._end: tuple[str, Any] | None = None
+        self._status: int | None = None
+
+    def send(self, obj: object) -> None:
+        """Give the child an object, for its ``channel.recv()``; ``ChildError`` if it has ended."""
+        try:
+            self._connection.send_bytes(pickle.dumps(obj))
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._gone() from None
+
+    def recv(self, timeout: float = 30.0) -> Any:
+        """The child's next message.
+
+        Raises the child's exception if that comes instead, ``ChildError`` if it ended without
+        another message, ``LabTimeout`` after ``timeout`` seconds.
+        """
+        if not self._messages and self._end is None and not self._turn(timeout):
+            raise LabTimeout(errno.ETIMEDOUT, f"no message from {self._what} in {timeout:g} s")
+        if self._messages:
+            return self._messages.popleft()
+        self._unwrap()
+        raise ChildError(errno.EPIPE, f"{self._what} returned without sending another message")
+
+    def result(self, timeout: float = 30.0) -> R:
+        """Wait for the function's end: its value, or its exception raised here.
+
+        ``LabTimeout`` after ``timeout`` seconds; the child goes on. ``ChildError`` if it died.
+        """
+        limit = time.monotonic() + timeout
+        while self._end is None:
+            if not self._turn(max(0.0, limit - time.monotonic())):
+                raise LabTimeout(errno.ETIMEDOUT, f"{self._what} still runs after {timeout:g} s")
+        value: R = self._unwrap()
+        return value
+
+    def stop(self) -> None:
+        """Kill the child if it still runs, and reap it. A second call does nothing."""
+        if self.alive:
+            os.kill(self.pid, signal.SIGKILL)
+            self._wait(0)
+        self._connection.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child still runs."""
+        return self._wait(os.WNOHANG) is None
+
+    def _wait(self, options: int) -> int | None:
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self.pid, options)
+            except ChildProcessError:  # the caller reaps every child, as an init does
+                pid, status = self.pid, 0
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+    def _turn(self, timeout: float) -> bool:
+        """Take one message from the child, into the queue or as its end; False: none came."""
+        try:
+            if not self._connection.poll(timeout):
+                return False
+            kind, obj = pickle.loads(self._connection.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            kind, obj = "error", (self._gone(), None)
+        if kind == "message":
+            self._messages.append(obj)
+        else:
+            self._end = kind, obj
+        return True
+
+    def _unwrap(self) -> Any:
+        assert self._end is not None
+        kind, value = self._end
+        if kind == "error":
+            error, text = value
+            raise error from (ChildTraceback(text) if text else None)
+        return value
+
+    def _gone(self) -> ChildError:
+        status = self._wait(0)
+        how = f"signal {-status}" if status and status < 0 else f"exit status {status}"
+        return ChildError(errno.ECHILD, f"{self._what} ended with {how} before it returned")
+
+
+@contextlib.contextmanager
+def fork_allowed() -> Iterator[None]:
+    """Silence the warning that Python 3.12 and newer give when a process with threads forks.
+
+    The child of such a fork may find a lock held for ever by a thread that it does not have. Only
+    a fork can take a function with its closure into another namespace; the children here take no
+    lock of the parent's but those of the interpreter, which it resets itself.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        yield
+
+
+def _enter(enter: Callable[[], None], starter: int) -> None:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # collecting the parent's garbage here would run its finalizers twice
+    enter()
+    die_with(starter)
+
+
+def _child(
+    connection: Connection, enter: Callable[[], None], fn: Callable[[Channel], object]
+) -> None:
+    """The child's whole life. It never returns: neither atexit nor the caller's frames run."""
+    try:
+        try:
+            enter()
+            last = pickle.dumps(("result", fn(Channel(connection))))
+        except BaseException as error:
+            last = _pickled_error(error)
+        with contextlib.suppress(OSError):
+            connection.send_bytes(last)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+    finally:
+        os._exit(0)
+
+
+def _pickled_error(error: BaseException) -> bytes:
+    text = "".join(traceback.format_exception(error))
+    try:
+        data = pickle.dumps(("error", (error, text)))
+        pickle.loads(data)
+    except Exception:
+        stand_in = ChildError(errno.ECHILD, f"{type(error).__name__}: {error}")
+        data = pickle.dumps(("error", (stand_in, text)))
+    return data

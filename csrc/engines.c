@@ -43,6 +43,16 @@ int lc_engine_allow(int engine, int fd, int family)
     return engine < 0 || engine >= ROWS ? -EINVAL : table[engine]->allow(fd, family);
 }
 
+int lc_allow(int fd, int engine)
+{
+    struct sockaddr_storage ss;
+    socklen_t len = sizeof ss;
+
+    if (getsockname(fd, (struct sockaddr *)&ss, &len) < 0)
+        return -errno;
+    return lc_engine_allow(engine, fd, ss.ss_family);
+}
+
 static int describe(int fd, struct lc_conn *conn)
 {
     socklen_t len = sizeof conn->type;

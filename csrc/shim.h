@@ -80,8 +80,19 @@ struct lc_accepted {
 int lc_accept(int fd, int inherit, struct lc_accepted *out);
 /* connect(2); -EINPROGRESS where it goes on in the background. */
 int lc_connect(int fd, const struct lc_addr *to);
+/* SO_ERROR, which reading clears: an errno (positive), 0, or -errno of the question. */
+int lc_error(int fd);
 int lc_local(int fd, struct lc_addr *out);
 int lc_peer(int fd, struct lc_addr *out);
+
+/* Options by what they mean. Bytes, seconds; keepalive: a part that is 0 is left as it is. */
+int lc_set_tos(int fd, int tos);
+int lc_get_tos(int fd);
+int lc_set_nodelay(int fd);
+int lc_set_keepalive(int fd, int idle, int interval, int count);
+int lc_set_buffers(int fd, int bytes);
+int lc_set_no_pmtu_discover(int fd);
+int lc_set_priority(int fd, int priority);
 
 /* 1: `address` is one of this machine's (of the calling thread's network namespace); 0: it is not. */
 int lc_own(const struct lc_addr *address);
@@ -103,6 +114,8 @@ const char *lc_engine_name(int engine);
 unsigned lc_engine_abilities(int engine);
 /* 0: works on this machine; else -errno. Opens the devices the engine needs, once. */
 int lc_engine_probe(int engine);
+/* Grants a socket that exists the right to foreign local addresses. */
+int lc_allow(int fd, int engine);
 
 struct lc_origin {
     int engine;         /* row of the table that answered */

@@ -335,3 +335,11 @@ int lc_connect(int fd, const struct lc_addr *to)
         return -EAFNOSUPPORT;
     return connect(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
 }
+
+int lc_error(int fd)
+{
+    int err = 0;
+    socklen_t len = sizeof err;
+
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0 ? -errno : err;
+}

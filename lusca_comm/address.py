@@ -28,7 +28,8 @@ def _parse_host(host: str) -> tuple[int, bytes, int]:
         try:
             scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
         except OSError as why:
-            raise CommError(errno.ENODEV, f"{host!r}: no interface {zone!r}: see `ip link`") from why
+            text = f"{host!r}: no interface {zone!r}: see `ip link`"
+            raise CommError(errno.ENODEV, text) from why
     try:
         if ":" not in text:
             return 4, socket.inet_pton(socket.AF_INET, text), scope
@@ -42,7 +43,7 @@ def _parse_host(host: str) -> tuple[int, bytes, int]:
     return 6, packed, scope
 
 
-def to_shim(address: Address, into: Any = None) -> Any:
+def to_shim(address: Any, into: Any = None) -> Any:
     """Fills a ``struct lc_addr`` (a new one unless given) from an address tuple.
 
     Raises TypeError for what is not an address tuple, CommError (EINVAL) for a host that is not
@@ -62,10 +63,13 @@ def to_shim(address: Address, into: Any = None) -> Any:
     ffi.memmove(out.ip, packed, len(packed))
     if family == 6:
         try:
-            out.flow, out.scope = rest or (0, scope)
+            if rest:
+                out.flow, out.scope = rest
         except (OverflowError, TypeError) as why:
-            raise CommError(errno.EINVAL, f"flow label or scope out of range in {address!r}") from why
-        out.scope = out.scope or scope
+            text = f"flow label or scope out of range in {address!r}"
+            raise CommError(errno.EINVAL, text) from why
+        if scope:
+            out.scope = scope
     return out
 
 

@@ -69,9 +69,7 @@ def row_of(name: str) -> int:
     try:
         return _ROWS[name]
     except (KeyError, TypeError):
-        raise CommError(
-            errno.EINVAL, f"no engine {name!r}: one of {', '.join(_NAMES)}"
-        ) from None
+        raise CommError(errno.EINVAL, f"no engine {name!r}: one of {', '.join(_NAMES)}") from None
 
 
 def engine(row: int) -> Engine:

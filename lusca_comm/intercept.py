@@ -58,7 +58,9 @@ def _is_listener(addr: Any) -> bool:
         return False
     host = from_shim(addr)
     wildcards = ("0.0.0.0", "::")
-    bound = [at[0] for ref, at in list(here.items()) if (s := ref()) is not None and s.fileno() >= 0]
+    bound = [
+        at[0] for ref, at in list(here.items()) if (s := ref()) is not None and s.fileno() >= 0
+    ]
     if host is None or not any(b in wildcards or b == host[0] for b in bound):
         return False
     own = lib.lc_own(addr)
@@ -86,13 +88,16 @@ def _failure(code: int, engine: str | None, origin: Any) -> CommError:
         return CommError(code, f"no internet socket: {os.strerror(code)}")
     if code == errno.ENOENT:
         if engine == "tproxy4":
-            cause = "the socket has no IP_TRANSPARENT: its listener was opened without COMM_TPROXY_LCL"
+            cause = "the listener has no IP_TRANSPARENT: open it with COMM_TPROXY_LCL"
         elif origin.nat_errno == errno.ENOPROTOOPT:
             cause = "conntrack is not there to be asked: `modprobe nf_conntrack`"
         elif origin.nat_errno == errno.ENOENT:
-            cause = "conntrack has no entry for it (NOTRACK, or a zone on the client's leg)"
+            cause = (
+                "a direct connection, or one that conntrack does not know (NOTRACK, or a zone on "
+                "the client's leg)"
+            )
         else:
-            cause = "a direct connection: no TPROXY or REDIRECT rule matched it (`nft list ruleset`)"
+            cause = "a direct connection: no rule matched it (`nft list ruleset`)"
         return NotIntercepted(code, f"{peer} -> {me} was not intercepted: {cause}")
     if code == errno.ENOPROTOOPT and engine == "netfilter":
         return CommError(

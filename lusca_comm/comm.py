@@ -1,0 +1,22 @@
+"""The comm API: the classic callback calls, as methods of a Reactor and as functions of the module.
+
+The way of a connection through the files: :mod:`~lusca_comm.sockets` accepts it,
+:mod:`~lusca_comm.intercept` says where it was going, :mod:`~lusca_comm.spoof` opens the socket that
+goes there in the client's name, :mod:`~lusca_comm.connect` connects it, and
+:mod:`~lusca_comm.relay` moves the bytes.
+"""
+
+from __future__ import annotations
+
+from .options import Options
+from .relay import Relays
+
+__all__ = ["Reactor", "default_reactor"]
+
+
+class Reactor(Relays, Options):
+    """A loop with every ``comm_`` call. The functions of :mod:`lusca_comm` are those of
+    ``default_reactor``."""
+
+
+default_reactor = Reactor()

@@ -1,0 +1,1 @@
+"""The event loop: pollers, timers, and the loop that ties them to the descriptor table."""

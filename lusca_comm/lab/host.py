@@ -14,7 +14,7 @@ from lusca_comm.errors import CommError
 from lusca_comm.lab import capabilities as caps
 from lusca_comm.lab.namespaces import Namespaces, die_with
 from lusca_comm.lab.network import add_route
-from lusca_comm.lab.process import Channel, Process, fork_allowed
+from lusca_comm.lab.process import Channel, Process, fork_allowed, receive_fds
 
 if TYPE_CHECKING:
     from lusca_comm.lab.topology import Lab
@@ -67,8 +67,13 @@ class Host:
         capabilities: Collection[str] | None = None,
         **kwargs: Any,
     ) -> Process[R]:
-        """Call ``fn(channel, *args, **kwargs)`` in this host, in the background."""
-        return self._fork(lambda channel: fn(channel, *args, **kwargs), fn, capabilities)
+        """Call ``fn(channel, *args, **kwargs)`` in this host, in the background.
+
+        The child is killed when the lab is closed, and when the thread that started it ends.
+        """
+        process = self._fork(lambda channel: fn(channel, *args, **kwargs), fn, capabilities)
+        self._lab._processes.append(process)
+        return process
 
     def popen(
         self,
@@ -129,8 +134,8 @@ class Host:
 
         with near, far:
             self.run(make)
-            _, fds, _, _ = socket.recv_fds(near, 1, 1, socket.MSG_CMSG_CLOEXEC)
-        return socket.socket(fileno=fds[0])
+            (fd,) = receive_fds(near, 1)
+        return socket.socket(fileno=fd)
 
     def sysctl(self, name: str, value: object = None) -> str:
         """The value of a ``net.`` sysctl, set to ``value`` first unless that is None.
@@ -174,9 +179,7 @@ class Host:
         self, body: Callable[[Channel], R], fn: Callable[..., R], names: Collection[str] | None
     ) -> Process[R]:
         what = f"{getattr(fn, '__qualname__', repr(fn))} in {self.name}"
-        process = Process(self._entry(names), body, what)
-        self._lab._processes.append(process)
-        return process
+        return Process(self._entry(names), body, what)
 
     def _entry(self, names: Collection[str] | None) -> Callable[[], None]:
         self._lab._require_open()

@@ -32,7 +32,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
-_MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+_MS_BIND, _MS_REC, _MS_SLAVE = 1 << 12, 1 << 14, 1 << 19
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 
@@ -107,7 +107,8 @@ class Namespaces:
             Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
             user = os.open("/proc/self/ns/user", os.O_RDONLY)
         unshare(CLONE_NEWNET | CLONE_NEWNS)
-        _mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE)
+        # Mounts made here stay here; the machine's later ones, and unmounts, come in.
+        _mount(b"none", b"/", None, _MS_REC | _MS_SLAVE)
         _own_sys()
         for family, settings in _SETTINGS.items():
             for scope in ("all", "default"):
@@ -126,12 +127,14 @@ class Namespaces:
 
     def join(self) -> None:
         """Move the calling process in. It must have one thread (setns(2)), as after a fork."""
-        here = Path.cwd()
+        here = None
+        with contextlib.suppress(FileNotFoundError):
+            here = Path.cwd()
         if self.user is not None:
             _setns(self.user, CLONE_NEWUSER)
         join_net(self.net)
         _setns(self.mount, CLONE_NEWNS)  # which also changes the directory to /
-        with contextlib.suppress(OSError):
+        if here is not None:
             os.chdir(here)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import gc
 import os
 import pickle
 import signal
+import socket
 import sys
 import time
 import traceback
 import warnings
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
@@ -19,9 +22,9 @@ from typing import Any, Generic, TypeVar
 
 from lusca_comm.errors import CommError
 from lusca_comm.lab.namespaces import die_with
-from lusca_comm.lab.waiting import LabTimeout
+from lusca_comm.lab.waiting import LabTimeout, wait_for
 
-__all__ = ["Channel", "ChildError", "ChildTraceback", "Process", "fork_allowed"]
+__all__ = ["Channel", "ChildError", "ChildTraceback", "Process", "fork_allowed", "receive_fds"]
 
 R = TypeVar("R")
 
@@ -55,15 +58,17 @@ class Channel:
 
 
 class Process(Generic[R]):
-    """A function running in a forked child: ``fn(channel)``.
+    """A function running in a forked child, as :meth:`Host.start` makes it; ``pid`` is its id.
 
     The child never outlives the THREAD that started it: the kernel kills it (prctl(2)). It holds
     copies of all descriptors that were open when it began, so a socket closed elsewhere sends no
-    FIN while a child has it: ``shutdown()`` it first.
+    FIN while a child has it: ``shutdown()`` it first. SIGINT and SIGTERM do in it what they do in
+    a fresh interpreter.
     """
 
     def __init__(self, enter: Callable[[], None], fn: Callable[[Channel], R], what: str) -> None:
         near, far = Pipe()
+        self._stack = os.memfd_create("stack", os.MFD_CLOEXEC)
         starter = os.getpid()
         sys.stdout.flush()  # or the child would print it a second time
         sys.stderr.flush()
@@ -71,13 +76,16 @@ class Process(Generic[R]):
             self.pid = os.fork()
         if self.pid == 0:
             near.close()
-            _child(far, lambda: _enter(enter, starter), fn)
+            _child(far, lambda: _enter(enter, starter, self._stack), fn)
         far.close()
         self._connection = near
         self._what = what
         self._messages: deque[Any] = deque()
         self._end: tuple[str, Any] | None = None
         self._status: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Process {self.pid}: {self._what}>"
 
     def send(self, obj: object) -> None:
         """Give the child an object, for its ``channel.recv()``; ``ChildError`` if it has ended."""
@@ -93,7 +101,7 @@ class Process(Generic[R]):
         another message, ``LabTimeout`` after ``timeout`` seconds.
         """
         if not self._messages and self._end is None and not self._turn(timeout):
-            raise LabTimeout(errno.ETIMEDOUT, f"no message from {self._what} in {timeout:g} s")
+            raise self._late(f"no message from {self._what} in {timeout:g} s")
         if self._messages:
             return self._messages.popleft()
         self._unwrap()
@@ -102,21 +110,25 @@ class Process(Generic[R]):
     def result(self, timeout: float = 30.0) -> R:
         """Wait for the function's end: its value, or its exception raised here.
 
-        ``LabTimeout`` after ``timeout`` seconds; the child goes on. ``ChildError`` if it died.
+        ``LabTimeout`` after ``timeout`` seconds, saying where the child is; it goes on.
+        ``ChildError`` if it died.
         """
         limit = time.monotonic() + timeout
         while self._end is None:
             if not self._turn(max(0.0, limit - time.monotonic())):
-                raise LabTimeout(errno.ETIMEDOUT, f"{self._what} still runs after {timeout:g} s")
+                raise self._late(f"{self._what} still runs after {timeout:g} s")
         value: R = self._unwrap()
         return value
 
     def stop(self) -> None:
         """Kill the child if it still runs, and reap it. A second call does nothing."""
+        if self._connection.closed:
+            return
         if self.alive:
             os.kill(self.pid, signal.SIGKILL)
             self._wait(0)
         self._connection.close()
+        os.close(self._stack)
 
     @property
     def alive(self) -> bool:
@@ -140,7 +152,7 @@ class Process(Generic[R]):
                 return False
             kind, obj = pickle.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionResetError):
-            kind, obj = "error", (self._gone(), None)
+            kind, obj = "error", (self._gone(), "")
         if kind == "message":
             self._messages.append(obj)
         else:
@@ -160,6 +172,28 @@ class Process(Generic[R]):
         how = f"signal {-status}" if status and status < 0 else f"exit status {status}"
         return ChildError(errno.ECHILD, f"{self._what} ended with {how} before it returned")
 
+    def _late(self, text: str) -> LabTimeout:
+        """The exception for a child that takes too long, with the stacks of its threads."""
+        before = os.fstat(self._stack).st_size
+        with contextlib.suppress(ProcessLookupError, LabTimeout):
+            os.kill(self.pid, signal.SIGQUIT)
+            wait_for(lambda: os.fstat(self._stack).st_size > before, 1.0)
+        stack = os.pread(self._stack, 1 << 16, before).decode(errors="replace")
+        return LabTimeout(errno.ETIMEDOUT, f"{text}; it is here:\n{stack}" if stack else text)
+
+
+def receive_fds(sock: socket.socket, most: int) -> list[int]:
+    """Descriptors from ``socket.send_fds()``, kept from programs that this process starts.
+
+    ``socket.recv_fds()`` can't do that: it ignores its flags.
+    """
+    fds = array("i")
+    room = socket.CMSG_LEN(most * fds.itemsize)
+    _, control, _, _ = sock.recvmsg(1, room, socket.MSG_CMSG_CLOEXEC)
+    for _, _, data in control:
+        fds.frombytes(data[: len(data) // fds.itemsize * fds.itemsize])
+    return list(fds)
+
 
 @contextlib.contextmanager
 def fork_allowed() -> Iterator[None]:
@@ -174,10 +208,11 @@ def fork_allowed() -> Iterator[None]:
         yield
 
 
-def _enter(enter: Callable[[], None], starter: int) -> None:
+def _enter(enter: Callable[[], None], starter: int, stack: int) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGQUIT, stack)
     gc.freeze()  # collecting the parent's garbage here would run its finalizers twice
     enter()
     die_with(starter)
@@ -193,11 +228,11 @@ def _child(
             last = pickle.dumps(("result", fn(Channel(connection))))
         except BaseException as error:
             last = _pickled_error(error)
-        with contextlib.suppress(OSError):
-            connection.send_bytes(last)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
+        with contextlib.suppress(OSError):
+            connection.send_bytes(last)
     finally:
         os._exit(0)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from lusca_comm.errors import CommError
 from lusca_comm.lab.host import Host
 from lusca_comm.lab.namespaces import Namespaces
 from lusca_comm.lab.network import add_link, require_netlink
-from lusca_comm.lab.process import Process
-from lusca_comm.lab.unavailable import explain
+from lusca_comm.lab.process import Process, receive_fds
+from lusca_comm.lab.unavailable import LabUnavailable, explain
 from lusca_comm.lab.waiting import wait_for
 
 __all__ = ["Lab", "Link", "Topology", "three_hosts"]
@@ -45,6 +46,9 @@ class Lab:
     """
 
     def __init__(self) -> None:
+        if sys.platform != "linux":
+            text = f"a lab needs the network namespaces of Linux; this is {sys.platform}"
+            raise LabUnavailable(errno.ENOSYS, text)
         require_netlink()
         self._hosts: dict[str, Host] = {}
         self._processes: list[Process[Any]] = []
@@ -114,7 +118,7 @@ class Lab:
         self._open = False
         try:
             for program in self._programs:
-                with program:
+                with contextlib.suppress(BrokenPipeError), program:  # unread input, flushed
                     program.kill()
             for process in self._processes:
                 process.stop()
@@ -153,7 +157,7 @@ class Lab:
                 raise explain(error) from error
             finally:
                 child.stop()
-            _, fds, _, _ = socket.recv_fds(near, 1, 3, socket.MSG_CMSG_CLOEXEC)
+            fds = receive_fds(near, 3)
         self._fds.update(fds)
         mount, net, *user = fds
         return Namespaces(user[0] if user else None, mount, net)

@@ -48,6 +48,11 @@ def explain(error: OSError, read: Callable[[str], str | None] = read_setting) ->
             "AppArmor restricts user namespaces. "
             "Allow them: sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
         )
+    elif number == errno.EROFS:
+        why = (
+            "/proc/sys is read-only, as in a container. "
+            "Start the container with --security-opt systempaths=unconfined, or --privileged"
+        )
     elif refused and read("Seccomp") == "2":
         why = (
             "a seccomp filter forbids it, as in a container or a service with RestrictNamespaces=. "

@@ -166,14 +166,14 @@ class Host:
         *,
         via: str | None = None,
         device: str | None = None,
-        kind: str = "unicast",
+        local: bool = False,
     ) -> None:
         """Add a route to a network, or to "default" with the family of ``via``.
 
-        ``kind="local"`` takes packets for that network in as this host's own (AnyIP), with
-        ``device="lo"``. ``CommError`` with the kernel's errno where it refuses.
+        ``local`` takes packets for the whole network in as this host's own (AnyIP).
+        ``CommError`` with the kernel's errno where it refuses.
         """
-        self.run(add_route, destination, via, device, kind)
+        self.run(add_route, destination, via, device, local)
 
     def _fork(
         self, body: Callable[[Channel], R], fn: Callable[..., R], names: Collection[str] | None

@@ -45,7 +45,7 @@ def add_link(
     peer_net: int,
     index: int,
     names: tuple[str, str],
-    addresses: tuple[Sequence[str], Sequence[str]],
+    addresses: Sequence[Sequence[ipaddress.IPv4Interface | ipaddress.IPv6Interface]],
     mtu: int,
 ) -> None:
     """Make a veth pair from this namespace to that of ``peer_net``, up and ready to send.
@@ -62,7 +62,7 @@ def add_link(
         with _netlink(what) as there:
             ends = [(here, index), (there, there.link_lookup(ifname=names[1])[0])]
             for (ip, number), own in zip(ends, addresses, strict=True):
-                for address in map(ipaddress.ip_interface, own):
+                for address in own:
                     ip.addr("add", index=number, address=address.with_prefixlen)
                 ip.link("set", index=number, state="up")
             # Until the kernel has noticed its carrier, an interface drops what it should send.
@@ -74,25 +74,29 @@ def _running(ip: Any, index: int) -> bool:
     return bool(ip.link("get", index=index)[0].get("operstate") == "UP")
 
 
-def add_route(destination: str, via: str | None, device: str | None, kind: str) -> None:
-    """Add a route; "default" takes its family from ``via``."""
-    gateway = None if via is None else ipaddress.ip_address(via)
-    if destination == "default":
-        if gateway is None:
-            raise CommError(errno.EINVAL, "a default route without via: say 0.0.0.0/0 or ::/0")
-        destination = "0.0.0.0/0" if gateway.version == 4 else "::/0"
-    network = ipaddress.ip_network(destination)
-    what = f"the route to {network}" + (f" via {via}" if via else "")
-    with _netlink(what) as ip:
-        options: dict[str, Any] = {}
-        if gateway is not None:
+def add_route(
+    destination: str, via: str | None = None, device: str | None = None, local: bool = False
+) -> None:
+    """Add a route; "default" takes its family from ``via``, a local one is on lo."""
+    what = f"the route to {destination}" + (f" via {via}" if via else "")
+    options: dict[str, Any] = {}
+    try:
+        if via is not None:
+            gateway = ipaddress.ip_address(via)
             options["gateway"] = str(gateway)
+            if destination == "default":
+                destination = "0.0.0.0/0" if gateway.version == 4 else "::/0"
+        network = ipaddress.ip_network(destination)
+    except ValueError as error:
+        raise CommError(errno.EINVAL, f"{what}: {error}") from None
+    options["family"] = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    if local:
+        options.update(type="local", scope="host", table="local")
+        device = device or "lo"
+    with _netlink(what) as ip:
         if device is not None:
-            found = ip.link_lookup(ifname=device)
-            if not found:
+            indexes = ip.link_lookup(ifname=device)
+            if not indexes:
                 raise CommError(errno.ENODEV, f"{what}: no interface {device}")
-            options["oif"] = found[0]
-        if kind == "local":
-            options.update(type=kind, scope="host", table="local")
-        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-        ip.route("add", family=family, dst=str(network), **options)
+            options["oif"] = indexes[0]
+        ip.route("add", dst=str(network), **options)

@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_interface
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from types import TracebackType
@@ -20,7 +21,7 @@ from typing import Any
 from lusca_comm.errors import CommError
 from lusca_comm.lab.host import Host
 from lusca_comm.lab.namespaces import Namespaces
-from lusca_comm.lab.network import add_link, require_netlink
+from lusca_comm.lab.network import add_link, add_route, require_netlink
 from lusca_comm.lab.process import Process, receive_fds
 from lusca_comm.lab.unavailable import LabUnavailable, explain
 from lusca_comm.lab.waiting import wait_for
@@ -99,9 +100,12 @@ class Lab:
         Addresses are "192.0.2.1/24" or "2001:db8::1/64"; IPv6 ones are usable at once, there is
         no duplicate address detection. The interfaces are called after the host at the other end.
         """
+        try:
+            addresses = [list(map(ip_interface, own)) for own in (a_addresses, b_addresses)]
+        except ValueError as error:
+            raise CommError(errno.EINVAL, f"the link {a.name} - {b.name}: {error}") from None
         link = Link(_interface(a, b.name), _interface(b, a.name))
         names = (link.a_ifname, link.b_ifname)
-        addresses = (a_addresses, b_addresses)
         a.run(add_link, b._namespaces.net, next(self._indexes), names, addresses, mtu)
         a._interfaces.append(link.a_ifname)
         b._interfaces.append(link.b_ifname)
@@ -208,8 +212,7 @@ def three_hosts(lab: Lab) -> Topology:
     for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
         router.sysctl(name, 1)
     for host, gateways in ((client, router_client_ip), (origin, router_origin_ip)):
-        for gateway in gateways.values():
-            host.route("default", via=gateway)
+        host.run(_default_routes, gateways.values())
     return Topology(
         client,
         router,
@@ -221,6 +224,11 @@ def three_hosts(lab: Lab) -> Topology:
         router_origin_ip,
         origin_ip,
     )
+
+
+def _default_routes(gateways: Iterable[str]) -> None:
+    for gateway in gateways:
+        add_route("default", gateway)
 
 
 def _lan(addresses: Mapping[int, str]) -> list[str]:

@@ -63,7 +63,7 @@ def _is_listener(addr: Any) -> bool:
     ]
     if host is None or not any(b in wildcards or b == host[0] for b in bound):
         return False
-    own = lib.lc_own(addr)
+    own = lib.lc_own(ffi.addressof(addr))
     if own < 0:
         raise _not_asked(-own)
     return bool(own)

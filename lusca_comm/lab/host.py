@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ from lusca_comm.lab import capabilities as caps
 from lusca_comm.lab.namespaces import Namespaces, die_with
 from lusca_comm.lab.network import add_route
 from lusca_comm.lab.process import Channel, Process, fork_allowed, receive_fds
+from lusca_comm.lab.waiting import wait_for
 
 if TYPE_CHECKING:
     from lusca_comm.lab.topology import Lab
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Host"]
 
 R = TypeVar("R")
+
+_TCP_LISTEN = "0A"  # linux/tcp_states.h
 
 
 class Host:
@@ -137,6 +141,14 @@ class Host:
             (fd,) = receive_fds(near, 1)
         return socket.socket(fileno=fd)
 
+    def wait_listening(self, port: int, timeout: float = 10.0) -> None:
+        """Wait until a TCP socket of this host listens on ``port``: a program is ready.
+
+        Nothing connects to it. ``LabTimeout`` after ``timeout`` seconds.
+        """
+        what = f"a listener on port {port} of {self.name}"
+        self.run(wait_for, partial(_listening, port), timeout, what, timeout=timeout + 30)
+
     def sysctl(self, name: str, value: object = None) -> str:
         """The value of a ``net.`` sysctl, set to ``value`` first unless that is None.
 
@@ -192,3 +204,12 @@ class Host:
                 caps.keep_only(names)
 
         return enter
+
+
+def _listening(port: int) -> bool:
+    for table in ("tcp", "tcp6"):  # proc_pid_net(5): slot, local address:port, peer, state, ...
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            if state == _TCP_LISTEN and int(local.rpartition(":")[2], 16) == port:
+                return True
+    return False

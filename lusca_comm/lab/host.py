@@ -33,7 +33,8 @@ class Host:
 
     Made by :meth:`Lab.host`. Everything that acts in it is a child process, forked here and moved
     there; closures and open descriptors go along. ``capabilities`` gives a child exactly those
-    (None: all that the lab has), to test what happens without them.
+    (None: all that the lab has), to test what happens without them. Its uid is 0 all the same,
+    and that alone lets it write the host's sysctls.
     """
 
     def __init__(self, lab: Lab, name: str, namespaces: Namespaces) -> None:

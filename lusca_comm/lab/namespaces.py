@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import socket
 import struct
@@ -99,7 +100,7 @@ class Namespaces:
         """
         if user is not None:
             _setns(user, CLONE_NEWUSER)
-        elif not effective() >= {"CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW"}:
+        elif not effective() >= {"CAP_SYS_ADMIN", "CAP_NET_ADMIN"}:
             uid, gid = os.geteuid(), os.getegid()
             unshare(CLONE_NEWUSER)
             Path("/proc/self/setgroups").write_text("deny")
@@ -157,7 +158,5 @@ def _own_sys() -> None:
 
 
 def _loopback_up() -> None:
-    import fcntl
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))

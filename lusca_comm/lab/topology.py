@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from pathlib import Path
@@ -104,7 +104,7 @@ class Lab:
             addresses = [list(map(ip_interface, own)) for own in (a_addresses, b_addresses)]
         except ValueError as error:
             raise CommError(errno.EINVAL, f"the link {a.name} - {b.name}: {error}") from None
-        link = Link(_interface(a, b.name), _interface(b, a.name))
+        link = Link(interface_name(b.name, a._interfaces), interface_name(a.name, b._interfaces))
         names = (link.a_ifname, link.b_ifname)
         a.run(add_link, b._namespaces.net, next(self._indexes), names, addresses, mtu)
         a._interfaces.append(link.a_ifname)
@@ -235,9 +235,10 @@ def _lan(addresses: Mapping[int, str]) -> list[str]:
     return [f"{addresses[AF_INET]}/24", f"{addresses[AF_INET6]}/64"]
 
 
-def _interface(host: Host, peer: str) -> str:
-    """A name of at most 15 characters (linux/if.h) that is free in ``host``."""
+def interface_name(peer: str, taken: Collection[str]) -> str:
+    """A name for an interface towards ``peer`` that is not ``taken``: 15 characters (linux/if.h)
+    at most, of those that no tool takes for something else."""
     stem = "to-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in peer)
     endings = ("", *(f"-{number}" for number in range(2, 1000)))
     names = (stem[: 15 - len(ending)] + ending for ending in endings)
-    return next(name for name in names if name not in host._interfaces)
+    return next(name for name in names if name not in taken)

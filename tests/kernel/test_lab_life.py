@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,22 @@ class TestNothingIsLeft:
         with pytest.raises(KeyboardInterrupt):
             interrupted()
         assert not processes[0].alive
+
+    def test_when_the_starting_thread_ends(self, lab: Lab) -> None:
+        def stay(channel: Channel) -> None:
+            channel.send("there")
+            signal.pause()
+
+        def start() -> None:
+            started.append(host.start(stay))
+            assert started[0].recv() == "there"
+
+        host = lab.host("host")
+        started: list[Process[None]] = []
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+        wait_for(lambda: not started[0].alive, what="the thread's child to die")
 
     def test_closing_twice_and_using_it_then(self) -> None:
         lab = Lab()

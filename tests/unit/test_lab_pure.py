@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import sys
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lusca_comm.errors import CommError
 from lusca_comm.lab import Lab, LabTimeout, LabUnavailable, wait_for
 from lusca_comm.lab.capabilities import check
+from lusca_comm.lab.topology import interface_name
 from lusca_comm.lab.unavailable import explain, read_setting
 
 GENEROUS = {
@@ -121,3 +125,13 @@ def test_unknown_capabilities_are_refused() -> None:
     with pytest.raises(CommError, match="not a capability: NET_RAW; names are as in") as caught:
         check({"NET_RAW"})
     assert caught.value.errno == errno.EINVAL
+
+
+@given(st.lists(st.text(), max_size=30))
+def test_interface_names_are_distinct_and_valid(peers: list[str]) -> None:
+    taken = ["lo"]
+    for peer in peers:
+        name = interface_name(peer, taken)
+        assert re.fullmatch(r"to-[A-Za-z0-9-]{0,12}", name)
+        assert name not in taken
+        taken.append(name)

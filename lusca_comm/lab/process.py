@@ -72,11 +72,15 @@ class Process(Generic[R]):
         starter = os.getpid()
         sys.stdout.flush()  # or the child would print it a second time
         sys.stderr.flush()
-        with fork_allowed():
-            self.pid = os.fork()
-        if self.pid == 0:
-            near.close()
-            _child(far, lambda: _enter(enter, starter, self._stack), fn)
+        # A Ctrl-C must not unwind the child into the caller's frames: it waits until _enter().
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with fork_allowed():
+                self.pid = os.fork()
+            if self.pid == 0:
+                _child(far, lambda: _enter(near, enter, starter, self._stack), fn)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         far.close()
         self._connection = near
         self._what = what
@@ -208,10 +212,12 @@ def fork_allowed() -> Iterator[None]:
         yield
 
 
-def _enter(enter: Callable[[], None], starter: int, stack: int) -> None:
+def _enter(near: Connection, enter: Callable[[], None], starter: int, stack: int) -> None:
+    near.close()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     faulthandler.register(signal.SIGQUIT, stack)
     gc.freeze()  # collecting the parent's garbage here would run its finalizers twice
     enter()

@@ -134,9 +134,12 @@ class TestChildren:
             return "went on"
 
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process = host.start(interrupted)
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask | {signal.SIGINT}
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             signal.signal(signal.SIGINT, before)
         assert process.recv() == "ready"
         os.kill(process.pid, signal.SIGINT)

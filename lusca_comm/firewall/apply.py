@@ -79,7 +79,7 @@ def apply(plan: Plan) -> Applied:
     """
     made = list(transaction.parts(table(plan, _cgroup)))
     steps = list(routing.steps(plan))
-    with contextlib.ExitStack() as undo, _sockets() as (nft, route):
+    with _sockets() as (nft, route), contextlib.ExitStack() as undo:
         if _table_exists(nft, plan.name):
             raise _in_use(f"nftables table inet {plan.name}")
         _check_routing(route, plan, steps)

@@ -73,8 +73,8 @@ class Refused(CommError):
     message, or None (kernels before 4.12, and many errors since, don't say).
     """
 
-    def __init__(self, number: int, text: str, index: int, offset: int | None) -> None:
-        super().__init__(number, f"{os.strerror(number)}{': ' + text if text else ''}")
+    def __init__(self, number: int, text: str, index: int = 0, offset: int | None = None) -> None:
+        super().__init__(number, text)
         self.number = number
         self.index = index
         self.offset = offset
@@ -187,7 +187,7 @@ class Netlink:
                 if kind in (_ERROR, _DONE):
                     number = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
                     if number:
-                        raise Refused(number, "", 0, None)
+                        raise Refused(number, os.strerror(number))
                     break
                 answers.append((kind, body))
             if not interrupted:  # else something changed meanwhile, and the answer is torn
@@ -247,11 +247,11 @@ class Netlink:
 
 def _refused(number: int, flags: int, body: bytes, index: int) -> Refused:
     """The error with what the extended acknowledgement adds to it."""
-    text, offset = "", None
+    text, offset = os.strerror(number), None
     if flags & _F_ACK_TLVS:
         for kind, value in unpack(body[4 + _HEADER.size :]):
             if kind == _ACK_MSG:
-                text = value.rstrip(b"\0").decode(errors="replace")
+                text += ": " + value.rstrip(b"\0").decode(errors="replace")
             elif kind == _ACK_OFFS:
                 offset = struct.unpack("=I", value)[0]
     return Refused(number, text, index, offset)

@@ -1,0 +1,158 @@
+"""The reply path of spoofed connections, and the origin's leg of same-port ones in its own zone."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from firewall_peers import FAMILIES, fetch, nothing_left, relay_on, serve_on
+
+from lusca_comm.firewall import Plan, apply, remove
+from lusca_comm.firewall.netlink import NETLINK_NETFILTER, Netlink, be32
+from lusca_comm.firewall.nftables import Chain, Hook, Rule, Table
+from lusca_comm.firewall.statements import Expr, Sets
+from lusca_comm.firewall.transaction import parts
+from lusca_comm.lab import Topology, wait_for
+
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
+
+families = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
+modes = pytest.mark.parametrize("mode", ["tproxy", "redirect"])
+
+
+@families
+@modes
+def test_a_spoofed_connection_gets_its_answers_only_with_the_reply_path(
+    three_hosts: Topology, mode: str, family: int
+) -> None:
+    net = three_hosts
+    there = (net.origin_ip[family], 80)
+    serve_on(net.origin, family, 80, name="origin")
+    proxy = relay_on(net.router, family, mode, same_port=False)
+    plan = Plan(mode=mode, spoof=True)
+    with nothing_left(net.router):
+        net.router.run(apply, plan)
+        name, seen, own = net.client.run(fetch, there)
+        assert name == "origin"
+        assert proxy.recv() == (own, there)
+        assert seen.startswith(net.client_ip[family] + " ")
+        assert seen != f"{own[0]} {own[1]}"
+        net.router.run(remove, plan)
+
+        if mode == "redirect":  # TPROXY has the same rules with and without
+            proxy.stop()
+            proxy = relay_on(net.router, family, mode, same_port=False, patience=0.5)
+            net.router.run(apply, Plan(mode=mode))
+            assert net.client.run(fetch, there)[0] == ""  # the proxy had no answer itself
+            assert proxy.recv()[1] == there
+            net.router.run(remove, Plan(mode=mode))
+
+
+class DropInvalid:
+    """``ct state invalid drop``, which many routers have."""
+
+    since, reason = (3, 13), "ct state"
+
+    def text(self) -> str:
+        return "ct state invalid drop"
+
+    def expressions(self, sets: Sets) -> Iterator[Expr]:
+        yield Expr("ct", ((1, be32(1)), (2, be32(0))))
+        one, zero = struct.pack("=I", 1), bytes(4)  # NF_CT_STATE_INVALID_BIT
+        registers = ((1, be32(1)), (2, be32(1)), (3, be32(4)))
+        yield Expr("bitwise", (*registers, (4, ((1, one),)), (5, ((1, zero),))))
+        yield Expr("cmp", ((1, be32(1)), (2, be32(1)), (3, ((1, zero),))))
+        yield Expr("immediate", ((1, be32(0)), (2, ((2, ((1, be32(0)),)),))))
+
+
+def drop_invalid() -> None:
+    rule = Rule((DropInvalid(),), "after conntrack, before anything is delivered")  # type: ignore
+    hooks = (Hook("filter", hook, "-190") for hook in ("prerouting", "output"))
+    chains = tuple(Chain(f"stateful_{hook.hook}", hook, (rule,)) for hook in hooks)
+    with Netlink(NETLINK_NETFILTER) as nft:
+        nft.nft_batch([part.message for part in parts(Table("stateful", chains))])
+
+
+def with_isn(sock: socket.socket) -> None:
+    """A random initial sequence number: one kernel would give both legs nearly the same one."""
+    sock.setsockopt(socket.SOL_TCP, TCP_REPAIR, 1)
+    sock.setsockopt(socket.SOL_TCP, TCP_REPAIR_QUEUE, 2)  # TCP_SEND_QUEUE
+    sock.setsockopt(socket.SOL_TCP, TCP_QUEUE_SEQ, random.randbytes(4))
+    sock.setsockopt(socket.SOL_TCP, TCP_REPAIR, 0)
+
+
+@families
+@modes
+@pytest.mark.parametrize("by", ["interface", "port"])
+def test_same_port_spoofing_beside_a_stateful_firewall(
+    three_hosts: Topology, mode: str, family: int, by: str
+) -> None:
+    net = three_hosts
+    there = (net.origin_ip[family], 80)
+    net.origin.sysctl("net.ipv4.tcp_syncookies", 2)
+    serve_on(net.origin, family, 80, name="origin")
+    net.router.run(drop_invalid)
+    interfaces = (net.origin_link.a_ifname,) if by == "interface" else ()
+    plan = Plan(mode=mode, spoof=True, same_port=True, origin_interfaces=interfaces)
+    without = Plan(mode=mode, spoof=True)
+
+    net.router.run(apply, without)
+    proxy = relay_on(net.router, family, mode, same_port=True, patience=0.5)
+    for _ in range(5):  # a sequence number may fit by chance
+        name = net.client.run(fetch, there, prepare=with_isn, patience=1)[0]
+        assert proxy.recv()[1] == there
+        if name == "":
+            break
+    assert name == ""
+    net.router.run(remove, without)
+    proxy.stop()
+
+    net.router.run(apply, plan)
+    proxy = relay_on(net.router, family, mode, same_port=True)
+    for _ in range(20):
+        name, seen, own = net.client.run(fetch, there, prepare=with_isn)
+        assert proxy.recv() == (own, there)
+        assert (name, seen) == ("origin", f"{own[0]} {own[1]}")
+
+
+def resets_sent() -> int:
+    """Tcp: OutRsts, of both families."""
+    names, numbers = (
+        line.split() for line in Path("/proc/net/snmp").read_text().splitlines() if "Tcp:" in line
+    )
+    return int(numbers[names.index("OutRsts")])
+
+
+def sockets_open() -> int:
+    """TCP sockets that are neither listening nor in TIME_WAIT."""
+    lines = [
+        line
+        for file in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(file).read_text().splitlines()[1:]
+    ]
+    return sum(line.split()[3] not in ("0A", "06") for line in lines)
+
+
+@families
+@modes
+@pytest.mark.parametrize("same_port", [False, True], ids=["port-0", "same-port"])
+def test_the_end_of_a_spoofed_connection_comes_to_the_proxy_too(
+    three_hosts: Topology, mode: str, family: int, same_port: bool
+) -> None:
+    """The proxy has closed, its socket is in TIME_WAIT, and the origin's last packet comes."""
+    net = three_hosts
+    there = (net.origin_ip[family], 80)
+    serve_on(net.origin, family, 80, name="origin")
+    proxy = relay_on(net.router, family, mode, same_port)
+    net.router.run(apply, Plan(mode=mode, spoof=True, same_port=same_port))
+    for _ in range(10):
+        name, _, own = net.client.run(fetch, there)
+        assert name == "origin"
+        assert proxy.recv() == (own, there)
+    # The origin's FIN was acknowledged, and the client, to which it is addressed, never saw it.
+    wait_for(lambda: net.origin.run(sockets_open) == 0, what="the origin's sockets to end")
+    assert net.client.run(resets_sent) == 0

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import spoof
+from . import intercept, spoof
 from ._shim import ffi, lib
 from .address import Address, descriptor, to_shim
 from .constants import COMM_ERR_CONNECT, COMM_OK, COMM_SELECT_WRITE, COMM_TIMEOUT
@@ -111,6 +111,8 @@ class Connects(Sockets):
                 return why.errno or errno.EADDRNOTAVAIL
             self._touch(entry)
             code = -lib.lc_connect(entry.fd, to)
+        if request is None and code in (0, errno.EINPROGRESS):
+            entry.outgoing = intercept.remember_outgoing(entry.fd, to)
         return code
 
     def comm_error(self, sock: Any) -> int:

@@ -38,6 +38,7 @@ class Entry:
         "flags",
         "held",
         "note",
+        "outgoing",
         "pending",
         "read_data",
         "read_handler",
@@ -75,6 +76,7 @@ class Entry:
         self.error = 0  # errno of the last failure
         self.request: Any = None  # struct lc_open of a spoofed socket
         self.spoof_reason = ""
+        self.outgoing: Any = None  # both ends of a connection made under the machine's own name
         self.bytes_in = 0
         self.bytes_out = 0
 

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from . import engines
 from ._shim import ffi, lib
@@ -49,6 +49,27 @@ def remember_listener(sock: socket.socket) -> None:
     address = from_shim(local)
     assert address is not None
     _listeners.setdefault(port, {})[weakref.ref(sock, forget)] = address
+
+
+# Connections that this process makes under the machine's own name, by both ends. Where the
+# machine's own traffic is intercepted and the proxy is not exempt, they come back as new ones.
+Ends: TypeAlias = tuple[Address, Address]
+_outgoing: set[Ends] = set()
+
+
+def remember_outgoing(fd: int, to: Any) -> Ends | None:
+    local = ffi.new("struct lc_addr *")
+    if lib.lc_local(fd, local) < 0:
+        return None
+    here, there = from_shim(local), from_shim(to)
+    if here is None or there is None:
+        return None
+    _outgoing.add((here, there))
+    return here, there
+
+
+def forget_outgoing(ends: Ends) -> None:
+    _outgoing.discard(ends)
 
 
 def _is_listener(addr: Any) -> bool:
@@ -128,7 +149,8 @@ def original_destination(sock: Any, *, engine: str | None = None) -> Interceptio
     :param engine: ask this engine alone. "sockname" trusts getsockname(2), which ipfw fwd,
         divert-to and AnyIP routes need, and which nothing on the socket can confirm.
     :raises NotIntercepted: a direct connection, or one that no engine knows; also where the
-        answer is a listener of this process, so that going there would be a loop.
+        answer is a listener of this process, or the connection one that this process made itself
+        (ELOOP), so that going there would be a loop.
     :raises CommError: the question could not be asked (EBADF, ENOTCONN, a missing device, ...).
     """
     fd = descriptor(sock)
@@ -149,5 +171,11 @@ def original_destination(sock: Any, *, engine: str | None = None) -> Interceptio
             errno.ENOENT,
             f"{spell(from_shim(origin.peer))} -> {spell(address)} was not intercepted: that is a "
             "listener of this process, and going there would be a loop",
+        )
+    if _outgoing and (from_shim(origin.peer), address) in _outgoing:
+        raise NotIntercepted(
+            errno.ELOOP,
+            f"this process's own connection to {spell(address)} was intercepted: exempt the proxy "
+            "from its rules, by the mark of its sockets (comm_open(mark=...)), its uid or cgroup",
         )
     return Interception(address, name, bool(origin.translated))

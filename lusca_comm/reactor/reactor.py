@@ -32,6 +32,7 @@ from ..constants import (
 )
 from ..errors import CommError
 from ..fdtable import Entry, FdTable, Handler
+from ..intercept import forget_outgoing
 from .poller import READ, WRITE, Poller
 from .timers import Timer, Timers
 
@@ -372,6 +373,8 @@ class Loop(abc.ABC):
         entry.read_handler = entry.write_handler = None
         entry.read_data = entry.write_data = None
         self._clear_deadline(entry)
+        if entry.outgoing is not None:
+            forget_outgoing(entry.outgoing)
 
     def _answer_pending(self, entry: Entry, status: int = COMM_ERR_CLOSING) -> None:
         """Whoever waits for an operation is told; then the close handlers, last in first out."""

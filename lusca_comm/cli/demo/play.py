@@ -25,11 +25,11 @@ AF: Final = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 BODY: Final = 64 * 1024
 
 TITLES: Final = {
-    ("direct", False): "No rule: the client meets the origin, and the proxy must see nothing",
-    ("tproxy", True): "TPROXY, and on in the client's name: the origin must see the client",
-    ("tproxy", False): "TPROXY, and on in the router's name: the origin must see the router",
-    ("redirect", True): "REDIRECT, and on in the client's name: the origin must see the client",
-    ("redirect", False): "REDIRECT, and on in the router's name: the origin must see the router",
+    ("direct", False): "No rule, as a control: the proxy must see nothing",
+    ("tproxy", True): "TPROXY, upstream in the client's name: the origin must see the client",
+    ("tproxy", False): "TPROXY, upstream in the router's name: the origin must see the router",
+    ("redirect", True): "REDIRECT, upstream in the client's name: the origin must see the client",
+    ("redirect", False): "REDIRECT, upstream in the router's name: the origin must see the router",
 }
 
 Outcome = tuple[Line, Saw, list[str]]
@@ -120,4 +120,5 @@ def _draw() -> int:
 
 
 def _name(line: Line) -> str:
-    return f"{line.family.replace('ip', 'IP')}: {TITLES[line.mode, line.spoof]}"
+    how, _, _ = TITLES[line.mode, line.spoof].partition(":")
+    return f"{line.family.replace('ip', 'IP')}: {how}"

@@ -74,7 +74,7 @@ class Screen:
             self._owners[hosts.origin[0]] = ("the origin", ORIGIN)
         self.say()
         self._row("  ", ("client", CLIENT), ("proxy", ROUTER), "", ("origin", ORIGIN), style=BOLD)
-        parts = ("connects from", "peer, and destination", "told by", "peer")
+        parts = ("source, and response", "peer, and destination", "told by", "peer")
         self._row("  ", *((part, DIM) for part in parts))
 
     def group(self, title: str) -> None:

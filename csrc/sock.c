@@ -102,20 +102,36 @@ static int wants_bind(const struct lc_open *r)
         || r->address.port != 0 || !lc_is_wildcard(&r->address);
 }
 
-static int do_bind(int fd, int family, const struct lc_open *r)
+static int only_connects(const struct lc_open *r)
+{
+    return (r->flags & (LC_TPROXY_REM | LC_TPROXY_LCL)) == LC_TPROXY_REM;
+}
+
+/* To connect from the client's address the port is the kernel's choice, unless it was asked for; a
+ * listener is bound as given. */
+static struct lc_addr wanted(const struct lc_open *r)
 {
     struct lc_addr address = r->address;
+
+    if (only_connects(r) && !(r->flags & LC_TRANSPARENT_PORT))
+        address.port = 0;
+    return address;
+}
+
+static int do_bind(int fd, int family, const struct lc_open *r)
+{
+    const struct lc_engine *engine = lc_engine_at(r->engine);
+    struct lc_addr address = wanted(r);
     struct sockaddr_storage ss;
     socklen_t len;
 
-    /* To connect from the client's address the port is the kernel's choice, unless it was asked
-     * for; a listener is bound as given. */
-    if ((r->flags & LC_TPROXY_REM) && !(r->flags & LC_TPROXY_LCL)) {
-        if (!(r->flags & LC_TRANSPARENT_PORT))
-            address.port = 0;
-        if (address.port == 0 && r->type == SOCK_STREAM)
-            late_port(fd);
+    if (engine != NULL && engine->bind != NULL) {
+        int err = engine->bind(fd, r, &address);
+        if (err <= 0)
+            return err;
     }
+    if (only_connects(r) && address.port == 0 && r->type == SOCK_STREAM)
+        late_port(fd);
     len = lc_to_sockaddr(&address, family, &ss);
     if (len == 0)
         return -EAFNOSUPPORT;
@@ -334,6 +350,59 @@ int lc_connect(int fd, const struct lc_addr *to)
     if (len == 0)
         return -EAFNOSUPPORT;
     return connect(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
+}
+
+int lc_listen(int fd, const struct lc_open *request, int backlog)
+{
+    const struct lc_engine *engine = request == NULL ? NULL : lc_engine_at(request->engine);
+
+    if (listen(fd, backlog) < 0)
+        return -errno;
+    return engine == NULL || engine->listening == NULL ? 0 : engine->listening(fd);
+}
+
+int lc_connect_as(int fd, const struct lc_open *request, const struct lc_addr *to)
+{
+    const struct lc_engine *engine = lc_engine_at(request->engine);
+    struct lc_addr address = wanted(request);
+    int err = 0;
+
+    if (engine != NULL && engine->connecting != NULL)
+        err = engine->connecting(fd, request, &address, to);
+    return err < 0 ? err : lc_connect(fd, to);
+}
+
+int lc_seen(int fd, const struct lc_open *request, struct lc_addr *out)
+{
+    const struct lc_engine *engine = lc_engine_at(request->engine);
+    int err = lc_local(fd, out);
+
+    if (err < 0 || engine == NULL || engine->seen == NULL)
+        return err;
+    if (out->port == 0) {           /* not bound yet: connecting will see to it */
+        *out = wanted(request);
+        return 0;
+    }
+    err = engine->seen(fd, out);
+    return err == -ENOENT ? 0 : err;
+}
+
+/* connect(2) on a datagram socket routes and chooses, and sends nothing. */
+int lc_source(const struct lc_open *request, const struct lc_addr *to, struct lc_addr *out)
+{
+    int err, fd = new_socket(to->family == 6 ? AF_INET6 : AF_INET, SOCK_DGRAM, 0, 0);
+
+    if (fd < 0)
+        return fd;
+    err = request->has_mark ? set_mark(fd, request->mark) : 0;
+    if (err == 0 && request->device[0] != '\0')
+        err = set_device(fd, request->device);
+    if (err == 0)
+        err = lc_connect(fd, to);
+    if (err == 0)
+        err = lc_local(fd, out);
+    close(fd);
+    return err;
 }
 
 int lc_error(int fd)

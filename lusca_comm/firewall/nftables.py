@@ -208,7 +208,7 @@ def _zones(plan: Plan) -> Iterator[Chain]:
     """The origin's leg in a conntrack zone of its own: the same packets in both directions.
 
     Spoofed is what carries an address that is not this machine's. On the way out the socket can't
-    be asked: an answer from TIME_WAIT is sent by the kernel's own socket.
+    be asked: what TIME_WAIT answers has been sent from a socket of the kernel's own.
     """
     inward, outward = [], []
     for protocol in plan.protocols:

@@ -51,10 +51,11 @@ class Stage:
         }
         self._proxy, self._origin = proxy, origin
         addresses = [hosts.origin for hosts in self.hosts.values()]
-        for program in (
+        self._programs = (
             net.origin.start(serve, addresses, origin),
             net.router.start(intercept, PORTS, proxy),
-        ):
+        )
+        for program in self._programs:
             program.recv()
 
     def perform(self, about_to: Callable[[Line], None]) -> Iterator[Outcome]:
@@ -80,6 +81,9 @@ class Stage:
     def _request(self, line: Line) -> Outcome:
         hosts, body = self.hosts[line.family], os.urandom(BODY)
         got: Response | str = self.net.client.run(fetch, hosts.origin, body)
+        for program in self._programs:
+            if not program.alive:
+                program.result()
         proxy, origin = self._proxy.take(), self._origin.take()
         errors = [note for note in (got, *proxy) if isinstance(note, str)]
         proxied = [note for note in proxy if isinstance(note, Proxied)]

@@ -1,0 +1,44 @@
+"""Plans of every form, shared by the tests of texts and of what the kernel makes of them."""
+
+from __future__ import annotations
+
+from lusca_comm.firewall import Exempt, Plan
+
+PLANS: dict[str, Plan] = {
+    "tproxy": Plan(),
+    "tproxy-one-interface": Plan(ports=(80, 443), interfaces=("lan0",)),
+    "tproxy-listeners": Plan(listen4="127.0.0.1", listen6="::1"),
+    "tproxy-v4-only": Plan(families=("ipv4",), listen4="127.0.0.1", bypass=("10.0.0.0/9",)),
+    "tproxy-bypass": Plan(
+        ports=((1, 65535),),
+        bypass_ports=(22, (8000, 8010)),
+        bypass=("10.0.0.0/8", "192.0.2.1", "192.168.0.0/16", "224.0.0.0/3", "::1", "2000::/3"),
+        interfaces=("lan0", "lan10", "b", "a"),
+    ),
+    "tproxy-bypass-one": Plan(bypass=("172.16.0.0/12", "2001:db8::/29")),
+    "tproxy-bypass-all": Plan(bypass=("0.0.0.0/0", "::/0")),
+    "tproxy-own": Plan(own=True, exempt=Exempt(mark=0x539, uids=(13,))),
+    "tproxy-only-own": Plan(own=True, forwarded=False, exempt=Exempt(uids=(33, 13), cgroups=(17,))),
+    "tproxy-spoof": Plan(spoof=True),
+    "tproxy-same-port": Plan(spoof=True, same_port=True, ports=(80, (8000, 8010))),
+    "tproxy-whole-mark": Plan(mark=1, mask=0xFFFFFFFF, own=True, exempt=Exempt(mark=2)),
+    "tproxy-wide-mask": Plan(mark=0x40, mask=0xFF, own=True, exempt=Exempt(mark=2)),
+    "tproxy-high-mask": Plan(
+        mark=0x40000000, mask=0xF0000000, own=True, exempt=Exempt(mark=2), table=100
+    ),
+    "redirect": Plan(mode="redirect"),
+    "redirect-v6-only": Plan(mode="redirect", families=("ipv6",), bypass=("2001:db8::1",)),
+    "redirect-range": Plan(mode="redirect", ports=((8000, 8010),), interfaces=("lan0",)),
+    "redirect-own": Plan(mode="redirect", own=True, exempt=Exempt(mark=0x539)),
+    "redirect-spoof": Plan(mode="redirect", spoof=True),
+    "redirect-same-port": Plan(
+        mode="redirect",
+        spoof=True,
+        same_port=True,
+        interfaces=("lan0",),
+        origin_interfaces=("wan0", "wan1"),
+        zone=7,
+        name="other",
+        table=4294967295,
+    ),
+}

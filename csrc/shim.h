@@ -122,11 +122,13 @@ const char *lc_engine_name(int engine);
 unsigned lc_engine_abilities(int engine);
 /* 0: works on this machine; else -errno. Opens the devices the engine needs, once. */
 int lc_engine_probe(int engine);
+/* The same of an engine that the user named: one that is not even probed otherwise (-ECANCELED). */
+int lc_engine_open(int engine);
 /* Grants a socket that exists the right to foreign local addresses. */
 int lc_allow(int fd, int engine);
 
 struct lc_origin {
-    int engine;         /* row of the table that answered */
+    int engine;         /* row of the table that answered, or that failed; -1: none */
     int translated;     /* the destination was rewritten (NAT) */
     int transparent;    /* the socket carries IP_TRANSPARENT (or its like) */
     int own;            /* 1: the local address is one of this machine's; 0: not; -1: not asked */
@@ -139,6 +141,23 @@ struct lc_origin {
 /* Where the connection on `fd` was going. engine -1: found out from the signs on the socket.
  * -ENOENT: not intercepted. */
 int lc_original(int fd, int engine, struct lc_origin *out);
+/* The same of one datagram: `local` is the destination that it arrived with. */
+int lc_original_of(int fd, int engine, const struct lc_addr *local, const struct lc_addr *peer,
+                   struct lc_origin *out);
+
+/* A system as the engines see its devices: the calls answer >= 0 or -errno. */
+struct lc_machine {
+    const char *system; /* whose layouts the devices speak: "freebsd", "netbsd", "openbsd", ... */
+    int (*open)(const char *path, int flags);
+    int (*control)(int fd, unsigned long command, void *argument);
+    int (*rdomain)(int fd);
+};
+
+/* Puts another machine's devices in the place of this one's, for tests; NULL: this one's again.
+ * Devices that are open are closed. `other` must outlive its use. */
+void lc_machine_is(const struct lc_machine *other);
+/* Which system this is, as struct lc_machine names it. */
+const char *lc_system(void);
 
 /* cdef end */
 

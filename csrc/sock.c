@@ -65,8 +65,9 @@ static int set_device(int fd, const char *device)
 #endif
 }
 
-/* Datagrams tell their original destination in a control message; a dual-stack socket needs both
- * options (ip(7), ipv6(7)). */
+/* Datagrams tell their original destination in a control message. On Linux a dual-stack socket needs
+ * both options (ip(7), ipv6(7)). On FreeBSD they are one bit of the socket, which its own family's
+ * option sets and the other's refuses (ip(4), ip6(4)). */
 static int ask_origdst(int fd, int family, int dualstack)
 {
 #if defined(IP_RECVORIGDSTADDR) && defined(IPV6_RECVORIGDSTADDR)
@@ -74,6 +75,9 @@ static int ask_origdst(int fd, int family, int dualstack)
 
     if (family == AF_INET6)
         err = set_int(fd, IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1);
+#ifndef __linux__
+    dualstack = 0;
+#endif
     if (err == 0 && (family == AF_INET || dualstack))
         err = set_int(fd, IPPROTO_IP, IP_RECVORIGDSTADDR, 1);
     return err;
@@ -138,6 +142,18 @@ static int do_bind(int fd, int family, const struct lc_open *r)
     return bind(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
 }
 
+/* TPROXY delivers to no listener without the right, whatever its address. Elsewhere it is a right to
+ * bind, which a listener on an address of this machine needs no root for. */
+static int needs_right(const struct lc_open *r)
+{
+#ifdef __linux__
+    (void)r;
+    return 1;
+#else
+    return (r->flags & LC_TPROXY_REM) || !(lc_is_wildcard(&r->address) || lc_own(&r->address) == 1);
+#endif
+}
+
 /* Lusca's order: socket, TOS, close-on-exec, reuse, the right to a foreign address, bind,
  * non-blocking, no delay. A step that fails closes the socket. */
 static int set_up(int fd, int family, const struct lc_open *r, int *step)
@@ -167,7 +183,8 @@ static int set_up(int fd, int family, const struct lc_open *r, int *step)
     if (r->device[0] != '\0' && (err = set_device(fd, r->device)) < 0)
         return err;
     *step = LC_STEP_RIGHT;
-    if (r->engine >= 0 && (err = lc_engine_allow(r->engine, fd, family)) < 0)
+    if (r->engine >= 0 && needs_right(r)
+        && (err = lc_engine_allow(r->engine, fd, family)) < 0)
         return err;
     *step = LC_STEP_ORIGDST;
     if (r->type == SOCK_DGRAM && (r->flags & LC_TPROXY_LCL)

@@ -98,8 +98,8 @@ class Connects(Sockets):
     def _begin_connect(self, entry: Entry, to: Any) -> int:
         """0, or the errno of connect(2)."""
         self.system_calls["connect"] += 1
-        code: int = -lib.lc_connect(entry.fd, to)
         request = entry.request
+        code = _connect(entry, to)
         if code == errno.EADDRNOTAVAIL and request is not None and request.address.port:
             if not request.flags & lib.LC_TRANSPARENT_PORT:
                 return code
@@ -110,8 +110,8 @@ class Connects(Sockets):
             except CommError as why:
                 return why.errno or errno.EADDRNOTAVAIL
             self._touch(entry)
-            code = -lib.lc_connect(entry.fd, to)
-        if request is None and code in (0, errno.EINPROGRESS):
+            code = _connect(entry, to)
+        if not entry.flags & lib.LC_TPROXY_REM and code in (0, errno.EINPROGRESS):
             entry.outgoing = intercept.remember_outgoing(entry.fd, to)
         return code
 
@@ -124,6 +124,12 @@ class Connects(Sockets):
         if err < 0:
             raise CommError(-err)
         return err
+
+
+def _connect(entry: Entry, to: Any) -> int:
+    if entry.request is None:
+        return -int(lib.lc_connect(entry.fd, to))
+    return -int(lib.lc_connect_as(entry.fd, entry.request, to))
 
 
 def _outcome(fd: int, to: Any) -> int:

@@ -100,7 +100,7 @@ class Sockets(Loop):
         if not _NONBLOCK:
             sock.settimeout(0)
         entry = self.table.add(sock, fd, self._polled, flags, note)
-        if flags & COMM_TPROXY_REM:
+        if flags & (COMM_TPROXY_LCL | COMM_TPROXY_REM):
             entry.request, entry.spoof_reason = request, reason
         if type == socket.SOCK_STREAM and flags & (COMM_TPROXY_LCL | COMM_INTERCEPT):
             intercept.remember_listener(sock)
@@ -167,7 +167,9 @@ class Sockets(Loop):
                 if defer is not None and hasattr(socket, "TCP_DEFER_ACCEPT"):
                     seconds = max(1, round(defer))
                     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
-                s.listen(_BACKLOG)
+                err = lib.lc_listen(entry.fd, entry.request or ffi.NULL, _BACKLOG)
+                if err < 0:
+                    raise OSError(-err, os.strerror(-err))
                 if defer is not None and hasattr(socket, "SO_ACCEPTFILTER"):
                     arg = struct.pack("16s240s", b"dataready", b"")
                     s.setsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTFILTER, arg)
@@ -341,12 +343,9 @@ class Sockets(Loop):
     def comm_spoof(self, sock: Any) -> spoof.Spoof:
         """What an outbound socket really got; see :class:`Spoof`."""
         entry = self._entry(sock)
-        local = ffi.new("struct lc_addr *")
-        err = lib.lc_local(entry.fd, local)
-        if err < 0:
-            raise CommError(-err)
+        local = _seen(entry.fd, entry)
         request = entry.request
-        if request is None:
+        if request is None or not entry.flags & COMM_TPROXY_REM:
             return spoof.Spoof(from_shim(local), False, "opened without COMM_TPROXY_REM")
         kept = bool(
             request.flags & COMM_TRANSPARENT_PORT
@@ -357,11 +356,19 @@ class Sockets(Loop):
 
     def comm_local_port(self, sock: Any) -> int:
         """The local port, 0 where the socket is not bound."""
-        local = ffi.new("struct lc_addr *")
-        err = lib.lc_local(descriptor(sock), local)
-        if err < 0:
-            raise CommError(-err)
-        return int(local.port)
+        return int(_seen(descriptor(sock), self.table.find(sock)).port)
+
+
+def _seen(fd: int, entry: Entry | None) -> Any:
+    """The socket's own address as others see it. Raises CommError."""
+    address = ffi.new("struct lc_addr *")
+    if entry is None or entry.request is None:
+        err = lib.lc_local(fd, address)
+    else:
+        err = lib.lc_seen(fd, entry.request, address)
+    if err < 0:
+        raise CommError(-err)
+    return address
 
 
 def set_reset(entry: Entry) -> None:

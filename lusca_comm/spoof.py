@@ -134,9 +134,16 @@ def allow(fd: int, row: int) -> None:
     """Grants a socket that exists the right to foreign local addresses."""
     code = -lib.lc_allow(fd, row)
     if code in (errno.EPERM, errno.EACCES):
-        raise CommError(code, f"foreign addresses ({engines.name_of(row)}) need {_CAPABILITY}")
+        name = engines.name_of(row)
+        raise CommError(code, f"foreign addresses ({name}) need {_capability(name)}")
     if code:
         raise CommError(code, f"engine {engines.name_of(row)!r}: {os.strerror(code)}")
+
+
+def _capability(engine: str) -> str:
+    if engine == "tproxy2":
+        return "CAP_NET_ADMIN: run as root, or `setcap cap_net_admin+ep PROGRAM`"
+    return _CAPABILITY
 
 
 def _port_refused(step: int, code: int) -> bool:
@@ -169,7 +176,7 @@ def _open_error(code: int, step: int, request: Any) -> CommError:
     if step == lib.LC_STEP_RIGHT:
         name = engines.name_of(request.engine)
         if code in (errno.EPERM, errno.EACCES):
-            return CommError(code, f"a foreign address ({where}, {name}) needs {_CAPABILITY}")
+            return CommError(code, f"a foreign address ({where}, {name}) needs {_capability(name)}")
         return CommError(code, f"engine {name!r} grants no foreign address here: {why}")
     if step == lib.LC_STEP_MARK:
         if code == errno.EPERM:

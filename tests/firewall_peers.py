@@ -134,9 +134,7 @@ def intercept_on(host: Host, family: int, mode: str, address: str | None = None)
     return process
 
 
-def relay(
-    channel: Channel, family: int, mode: str, same_port: bool, patience: float = 10
-) -> None:
+def relay(channel: Channel, family: int, mode: str, same_port: bool, patience: float = 10) -> None:
     """A proxy that goes on in the client's name and closes the origin's side first."""
     lsock = listener(family, PORT, tproxy=True)
     lsock.settimeout(None)
@@ -197,5 +195,3 @@ def nothing_left(host: Host) -> Iterator[None]:
     before = host.run(snapshot)
     yield
     assert host.run(snapshot) == before
-
-

@@ -1,0 +1,67 @@
+"""``lusca-comm rules``: the firewall rules and routes around a proxy, to read or to apply."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import Any
+
+from lusca_comm.firewall import Plan, apply, remove, render, render_commands
+
+from .plan_options import add_plan_options, plan_of
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "rules",
+        help="the firewall rules and routes around a proxy",
+        description="Print the nftables rules, routes and routing rules around a transparent "
+        "proxy as a script for sh, or put them into force. Nothing else on the machine is touched.",
+    )
+    do = parser.add_mutually_exclusive_group()
+    do.add_argument(
+        "--apply",
+        action="store_true",
+        help="put them into force, until the next boot: all of them, or none and say why",
+    )
+    do.add_argument(
+        "--remove",
+        action="store_true",
+        help="take away what --apply with the same options put into force",
+    )
+    add_plan_options(parser)
+    parser.set_defaults(run=run, needs=())
+
+
+def run(options: argparse.Namespace) -> int:
+    plan = plan_of(options)
+    if options.apply:
+        apply(plan)
+        print(f"In force: table inet {plan.name}{_and_routing(plan)}.")
+        print(_comment(plan.notes()), end="")
+    elif options.remove:
+        remove(plan)
+        print(f"Not in force (any more): table inet {plan.name}{_and_routing(plan)}.")
+    else:
+        print(script(plan), end="")
+    return 0
+
+
+def script(plan: Plan) -> str:
+    """What sh, run as root, does with nft and ip to put the plan into force."""
+    undo = render_commands(plan, remove=True) + f"nft delete table inet {plan.name}\n"
+    return (
+        f"{render_commands(plan)}nft -f - <<'END'\n{render(plan)}END\n"
+        f"{_comment(plan.notes())}# To undo it:\n{textwrap.indent(undo, '#   ')}"
+    )
+
+
+def _and_routing(plan: Plan) -> str:
+    return f", routing table {plan.table} and the rules that lead there" if plan.routed else ""
+
+
+def _comment(notes: tuple[str, ...]) -> str:
+    lines = (textwrap.fill(x, 80, initial_indent="# ", subsequent_indent="#   ") for x in notes)
+    return "".join(f"{line}\n" for line in lines)

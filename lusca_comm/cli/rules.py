@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     if options.apply:
         apply(plan)
         print(f"In force: table inet {plan.name}{_and_routing(plan)}.")
-        print(_comment(plan.notes()), end="")
+        print(_wrapped(plan.notes(), "Note: "), end="")
     elif options.remove:
         remove(plan)
         print(f"Not in force (any more): table inet {plan.name}{_and_routing(plan)}.")
@@ -51,10 +51,11 @@ def run(options: argparse.Namespace) -> int:
 
 def script(plan: Plan) -> str:
     """What sh, run as root, does with nft and ip to put the plan into force."""
+    notes = _wrapped(plan.notes(), "# ")
     undo = render_commands(plan, remove=True) + f"nft delete table inet {plan.name}\n"
     return (
         f"{render_commands(plan)}nft -f - <<'END'\n{render(plan)}END\n"
-        f"{_comment(plan.notes())}# To undo it:\n{textwrap.indent(undo, '#   ')}"
+        f"{notes}# To undo it:\n{textwrap.indent(undo, '#   ')}"
     )
 
 
@@ -62,6 +63,10 @@ def _and_routing(plan: Plan) -> str:
     return f", routing table {plan.table} and the rules that lead there" if plan.routed else ""
 
 
-def _comment(notes: tuple[str, ...]) -> str:
-    lines = (textwrap.fill(x, 80, initial_indent="# ", subsequent_indent="#   ") for x in notes)
-    return "".join(f"{line}\n" for line in lines)
+def _wrapped(notes: tuple[str, ...], head: str) -> str:
+    """Each note on lines of its own, ``head`` before the first one of each."""
+    after = "#   " if head == "# " else "  "
+    return "".join(
+        textwrap.fill(note, 80, initial_indent=head, subsequent_indent=after) + "\n"
+        for note in notes
+    )

@@ -200,13 +200,10 @@ def _explain(why: Refused, part: Part, plan: Plan) -> CommError:
         missing = f"; it stopped at the expression {expr.name}: modprobe {module}"
     elif "type nat" in part.what:
         missing = "; NAT chains are missing: modprobe nft_chain_nat"
-    (major, minor), need = oldest_kernel(plan)
+    needed, need = oldest_kernel(plan)
     release = os.uname().release
-    if (number := re.match(r"(\d+)\.(\d+)", release)) and tuple(map(int, number.groups())) < (
-        major,
-        minor,
-    ):
-        missing += f"; {need} needs Linux {major}.{minor}, this is {release}"
+    if tuple(map(int, re.findall(r"\d+", release)[:2])) < needed:
+        missing += f"; {need} needs Linux {'.'.join(map(str, needed))}, this is {release}"
     return CommError(why.number, f"the kernel refused the {part.what} ({why.strerror}){missing}")
 
 

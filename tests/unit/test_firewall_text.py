@@ -10,9 +10,10 @@ from firewall_plans import PLANS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lusca_comm.firewall import Plan, render, render_commands
+from lusca_comm.firewall import Plan, iptables, render, render_commands
 from lusca_comm.firewall.netlink import Attrs, holds, pack, unpack
 from lusca_comm.firewall.nftables import table
+from lusca_comm.firewall.plan import FAMILIES, Family
 from lusca_comm.firewall.transaction import parts
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "firewall"
@@ -36,8 +37,16 @@ def test_routing_commands(plan: Plan, request: pytest.FixtureRequest) -> None:
     golden(f"{request.node.callspec.id}.ip", render_commands(plan))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_iptables_text(plan: Plan, family: Family, request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.id.removesuffix(f"-{family}")
+    text = iptables.render(plan, family)
+    golden(f"{name}.{family}.iptables", text + iptables.render(plan, family, remove=True))
+
+
 def test_there_is_no_vector_without_a_plan() -> None:
-    assert {file.stem for file in VECTORS.iterdir()} == set(PLANS)
+    assert {file.name.partition(".")[0] for file in VECTORS.iterdir()} == set(PLANS)
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

@@ -122,19 +122,26 @@ static struct lc_addr wanted(const struct lc_open *r)
     return address;
 }
 
-static int do_bind(int fd, int family, const struct lc_open *r)
+/* The engine, where it binds in its own way; else NULL. */
+static const struct lc_engine *binder(const struct lc_open *r)
 {
     const struct lc_engine *engine = lc_engine_at(r->engine);
+
+    return engine != NULL && engine->bind != NULL ? engine : NULL;
+}
+
+static int do_bind(int fd, int family, const struct lc_open *r)
+{
+    const struct lc_engine *engine = binder(r);
     struct lc_addr address = wanted(r);
     struct sockaddr_storage ss;
     socklen_t len;
 
-    if (engine != NULL && engine->bind != NULL) {
+    if (engine != NULL) {
         int err = engine->bind(fd, r, &address);
         if (err <= 0)
             return err;
-    }
-    if (only_connects(r) && address.port == 0 && r->type == SOCK_STREAM)
+    } else if (only_connects(r) && address.port == 0 && r->type == SOCK_STREAM)
         late_port(fd);
     len = lc_to_sockaddr(&address, family, &ss);
     if (len == 0)
@@ -187,7 +194,7 @@ static int set_up(int fd, int family, const struct lc_open *r, int *step)
         && (err = lc_engine_allow(r->engine, fd, family)) < 0)
         return err;
     *step = LC_STEP_ORIGDST;
-    if (r->type == SOCK_DGRAM && (r->flags & LC_TPROXY_LCL)
+    if (r->type == SOCK_DGRAM && (r->flags & LC_TPROXY_LCL) && binder(r) == NULL
         && (err = ask_origdst(fd, family, r->dualstack)) < 0)
         return err;
     *step = LC_STEP_BIND;

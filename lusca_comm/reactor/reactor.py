@@ -46,7 +46,11 @@ def _default_poller() -> Poller:
         from .epoll import EpollPoller
 
         return EpollPoller()
-    raise CommError(errno.ENOTSUP, "this system has no epoll")
+    if hasattr(select, "kqueue"):
+        from .kqueue import KqueuePoller
+
+        return KqueuePoller()
+    raise CommError(errno.ENOTSUP, "this system has neither epoll nor kqueue")
 
 
 def _log_exception(why: BaseException, where: str) -> None:

@@ -42,6 +42,7 @@ _F_ACK_TLVS: Final = 0x200
 _SOL_NETLINK: Final = 270
 _CAP_ACK: Final = 10
 _EXT_ACK: Final = 11
+_GET_STRICT_CHK: Final = 12
 _ACK_MSG: Final = 1
 _ACK_OFFS: Final = 2
 _BATCH_BEGIN: Final = 16
@@ -150,6 +151,8 @@ class Netlink:
         with contextlib.suppress(OSError):  # before 4.12 errors come without a place
             self._sock.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
             self._sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # no copy of the request in them
+        with contextlib.suppress(OSError):  # before 4.20 a dump of routes gives all tables
+            self._sock.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
         self._sequence = 0
 
     def __enter__(self) -> Netlink:
@@ -174,7 +177,8 @@ class Netlink:
         )
 
     def dump(self, message: Message) -> list[tuple[int, bytes]]:
-        """Every answer to a dump request, as (type, body). Raises Refused."""
+        """Every answer to a dump request, as (type, body); none if what is asked about (a routing
+        table, a set) isn't there. Raises Refused."""
         while True:
             self._sequence += 1
             self._send(dataclasses.replace(message, flags=F_DUMP).encode(self._sequence))
@@ -186,6 +190,8 @@ class Netlink:
                 interrupted |= bool(flags & _F_DUMP_INTR)
                 if kind in (_ERROR, _DONE):
                     number = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+                    if number == errno.ENOENT:
+                        return []
                     if number:
                         raise Refused(number, os.strerror(number))
                     break

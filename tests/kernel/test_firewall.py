@@ -312,6 +312,23 @@ def test_a_used_routing_table_is_refused(lab: Lab) -> None:
     host.run(apply, Plan(table=3130))
 
 
+@pytest.mark.parametrize("name", ["conf.all.src_valid_mark", "tcp_fwmark_accept"])
+def test_settings_that_make_connections_hang_are_refused(three_hosts: Topology, name: str) -> None:
+    net = three_hosts
+    there = (net.origin_ip[socket.AF_INET], 80)
+    intercept_on(net.router, socket.AF_INET, "tproxy")
+    net.router.run(apply, Plan())
+    assert net.client.run(fetch, there)[0] == "proxy"
+    net.router.sysctl(f"net.ipv4.{name}", 1)
+    assert net.client.run(fetch, there, patience=1)[0] == ""  # the reason for the refusal
+    net.router.run(remove, Plan())
+    with nothing_left(net.router):
+        with pytest.raises(CommError, match=rf"sysctl -w net\.ipv4\.{name}=0") as caught:
+            net.router.run(apply, Plan())
+        assert caught.value.errno == errno.EOPNOTSUPP
+    net.router.run(apply, Plan(mode="redirect"))
+
+
 def add_route(network: str, table: int) -> None:
     with IPRoute() as ip:
         ip.route("add", dst=network, oif=1, table=table)

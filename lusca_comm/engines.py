@@ -140,8 +140,7 @@ def probe_nat() -> None:
     chosen = named("lookup")
     found = [
         engine(row)
-        for row in chosen
-        or [row for row, can in enumerate(_CAN) if can & bit and not can & barred]
+        for row in chosen or [row for row, can in enumerate(_CAN) if can & bit and not can & barred]
     ]
     closed = not chosen and any(one.errno in (errno.EACCES, errno.EPERM) for one in found)
     if any(one.errno == 0 for one in found) and not closed:

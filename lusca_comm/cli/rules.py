@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from typing import Any
 
-from lusca_comm.firewall import Plan, apply, remove, render, render_commands
+from lusca_comm.firewall import Plan, apply, iptables, remove, render, render_commands
 
 from .plan_options import add_plan_options, plan_of
 
@@ -31,6 +31,9 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="take away what --apply with the same options put into force",
     )
+    do.add_argument(
+        "--iptables", action="store_true", help="print them for iptables-restore, not for nft"
+    )
     add_plan_options(parser)
     parser.set_defaults(run=run, needs=())
 
@@ -45,18 +48,36 @@ def run(options: argparse.Namespace) -> int:
         remove(plan)
         print(f"Not in force (any more): table inet {plan.name}{_and_routing(plan)}.")
     else:
-        print(script(plan), end="")
+        print(script(plan, options.iptables), end="")
     return 0
 
 
-def script(plan: Plan) -> str:
-    """What sh, run as root, does with nft and ip to put the plan into force."""
-    notes = _wrapped(plan.notes(), "# ")
-    undo = render_commands(plan, remove=True) + f"nft delete table inet {plan.name}\n"
+def script(plan: Plan, for_iptables: bool) -> str:
+    """What sh, run as root, does with nft or iptables, and ip, to put the plan into force."""
+    if for_iptables:
+        rules, undo_rules = _restore(plan, remove=False), _restore(plan, remove=True)
+        # The TPROXY target drops what nft's tproxy lets pass.
+        notes = tuple(note.replace("go to the real server", "fail") for note in plan.notes())
+    else:
+        rules = _fed("nft -f -", render(plan))
+        undo_rules, notes = f"nft delete table inet {plan.name}\n", plan.notes()
+    undo = undo_rules + render_commands(plan, remove=True)
     return (
-        f"{render_commands(plan)}nft -f - <<'END'\n{render(plan)}END\n"
-        f"{notes}# To undo it:\n{textwrap.indent(undo, '#   ')}"
+        f"{render_commands(plan)}{rules}{_wrapped(notes, '# ')}"
+        f"# To undo it:\n{textwrap.indent(undo, '#   ')}"
     )
+
+
+def _restore(plan: Plan, remove: bool) -> str:
+    programs = {"ipv4": "iptables-restore", "ipv6": "ip6tables-restore"}
+    return "".join(
+        _fed(f"{programs[family]} --noflush", iptables.render(plan, family, remove))
+        for family in plan.families
+    )
+
+
+def _fed(command: str, text: str) -> str:
+    return f"{command} <<'END'\n{text}END\n"
 
 
 def _and_routing(plan: Plan) -> str:

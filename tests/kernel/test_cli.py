@@ -144,16 +144,22 @@ def test_redirect_takes_any_listener(three_hosts: Topology) -> None:
     assert run(three_hosts.router, "doctor", *options).missing == []
 
 
-def test_src_valid_mark(three_hosts: Topology) -> None:
+@pytest.mark.parametrize("name", ["conf/to-client/src_valid_mark", "tcp_fwmark_accept"])
+def test_sysctls_that_break_it(three_hosts: Topology, name: str) -> None:
+    """That they do is shown in test_demo.py."""
     router = ready(three_hosts)
-    router.sysctl("net.ipv4.conf.to-client.src_valid_mark", 1)
-    (missing,) = run(router, "doctor").missing
-    assert missing.endswith("mend: sysctl -w net/ipv4/conf/to-client/src_valid_mark=0")
-    assert run(router, "doctor", "-6").missing == [
-        # the plan in force is another's, of both families
-        "nftables: table inet lusca_comm: it is there, with other rules than these options give "
-        "mend: lusca-comm rules --remove, with its options, and --apply with these"
+    router.sysctl(f"net/ipv4/{name}", 1)
+    assert run(router, "doctor").missing == [
+        f"net/ipv4/{name} is on, so what carries the mark is not answered mend: "
+        f"sysctl -w net/ipv4/{name}=0"
     ]
+    assert run(router, "doctor", "--mode", "redirect").missing == [OTHER_RULES]
+
+
+OTHER_RULES = (
+    "nftables: table inet lusca_comm: it is there, with other rules than these options give "
+    "mend: lusca-comm rules --remove, with its options, and --apply with these"
+)
 
 
 def test_masquerading_is_noted_for_spoofing(three_hosts: Topology) -> None:

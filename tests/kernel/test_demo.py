@@ -23,6 +23,7 @@ from lusca_comm.address import spell
 from lusca_comm.cli import main
 from lusca_comm.cli.demo import play, programs
 from lusca_comm.cli.demo.checks import LINES, Line
+from lusca_comm.firewall import Plan
 from lusca_comm.lab import Channel, Lab, wait_for
 
 pytestmark = pytest.mark.usefixtures("lab")  # which skips where there can be none
@@ -301,15 +302,30 @@ def group(leader: int) -> list[int]:
     return found
 
 
-def test_src_valid_mark_breaks_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``lusca-comm doctor`` warns of; rp_filter alone is harmless."""
+@pytest.mark.parametrize(
+    ("name", "hit"),
+    [("conf/all/src_valid_mark", {"ipv4"}), ("tcp_fwmark_accept", {"ipv4", "ipv6"})],
+)
+def test_sysctls_that_break_it(name: str, hit: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``lusca-comm doctor`` warns of; a strict rp_filter is harmless."""
+    apply, remove, setting = play.apply, play.remove, Path("/proc/sys/net/ipv4", name)
+
+    def apply_and_break(plan: Plan) -> None:
+        apply(plan)
+        setting.write_text("1")
+
+    def mend_and_remove(plan: Plan) -> None:
+        setting.write_text("0")
+        remove(plan)
+
+    monkeypatch.setattr(play, "LINES", [line for line in LINES if line.mode == "tproxy"])
     with Lab() as lab, programs.Log() as proxy, programs.Log() as origin:
         stage = play.Stage(lab, proxy, origin)
-        for name in ("all", "to-client", "to-origin"):
-            stage.net.router.sysctl(f"net.ipv4.conf.{name}.rp_filter", 1)
+        for interface in ("all", "to-client", "to-origin"):
+            stage.net.router.sysctl(f"net.ipv4.conf.{interface}.rp_filter", 1)
         assert [line for line, _, wrong in stage.perform(lambda _: None) if wrong] == []
-        monkeypatch.setattr(play, "LINES", [line for line in LINES if line.mode == "tproxy"])
+        monkeypatch.setattr(play, "apply", apply_and_break)
+        monkeypatch.setattr(play, "remove", mend_and_remove)
         monkeypatch.setattr(programs, "SECONDS", 1.0)
-        stage.net.router.sysctl("net.ipv4.conf.all.src_valid_mark", 1)
         for line, _, wrong in stage.perform(lambda _: None):
-            assert ("the client: timed out" in wrong) == (line.family == "ipv4")
+            assert ("the client: timed out" in wrong) == (line.family in hit)

@@ -13,7 +13,8 @@ import lusca_comm as lc
 from lusca_comm.cli import main
 from lusca_comm.cli.engines import chosen
 from lusca_comm.cli.plan_options import add_plan_options, plan_of
-from lusca_comm.firewall import Exempt, Plan, render, render_commands
+from lusca_comm.firewall import Exempt, Plan, iptables, render, render_commands
+from lusca_comm.firewall.plan import Family
 
 PORT = st.integers(1, 65535)
 RANGE = st.tuples(PORT, PORT).map(lambda pair: (min(pair), max(pair)))
@@ -67,20 +68,46 @@ def test_any_list_of_ports(ports: list[int | tuple[int, int]]) -> None:
     assert plan("--ports", text) == Plan(ports=tuple(ports))
 
 
-@pytest.mark.parametrize("argv", [[], ["--spoof", "--mode", "redirect"], ["--mode", "redirect"]])
-def test_rules_are_a_script(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "argv", [[], ["--spoof", "--mode", "redirect"], ["--mode", "redirect"], ["-6"]], ids=" ".join
+)
+class TestRules:
+    def test_are_a_script(self, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        commands, undo, words = script(capsys, *argv)
+        made = plan(*argv)
+        assert commands == f"{render_commands(made)}nft -f - <<'END'\n{render(made)}END\n"
+        assert undo == f"nft delete table inet {made.name}\n{render_commands(made, remove=True)}"
+        assert [note for note in made.notes() if note not in words] == []
+
+    def test_for_iptables(self, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        commands, undo, words = script(capsys, "--iptables", *argv)
+        made = plan(*argv)
+        restored = {
+            remove: "".join(
+                f"{program} --noflush <<'END'\n{iptables.render(made, family, remove)}END\n"
+                for family, program in PROGRAMS.items()
+                if family in made.families
+            )
+            for remove in (False, True)
+        }
+        assert commands == render_commands(made) + restored[False]
+        assert undo == restored[True] + render_commands(made, remove=True)
+        assert "real server" not in words  # the TPROXY target does not fail open
+        assert ("connections fail" in words) == (made.mode == "tproxy")
+
+
+PROGRAMS: dict[Family, str] = {"ipv4": "iptables-restore", "ipv6": "ip6tables-restore"}
+
+
+def script(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, str, str]:
+    """What ``rules`` prints: the commands, those that undo them, and the words between."""
     assert main(["rules", *argv]) == 0
     out = capsys.readouterr().out
-    made = plan(*argv)
-    commands = "".join(line for line in out.splitlines(True) if not line.startswith("#"))
-    assert commands == f"{render_commands(made)}nft -f - <<'END'\n{render(made)}END\n"
-    undo = [line[4:] for line in out.splitlines() if line.startswith(("#   ip ", "#   nft "))]
-    assert undo == [
-        *render_commands(made, remove=True).splitlines(),
-        f"nft delete table inet {made.name}",
-    ]
-    words = " ".join(line.strip("# ") for line in out.splitlines() if line.startswith("#"))
-    assert [note for note in made.notes() if note not in words] == []
+    assert max(len(line) for line in out.splitlines() if line.startswith("# ")) <= 80
+    above, _, below = out.partition("# To undo it:\n")
+    commands, end, words = above.rpartition("END\n")
+    undo = "".join(line.removeprefix("#   ") for line in below.splitlines(keepends=True))
+    return commands + end, undo, " ".join(words.replace("#", "").split())
 
 
 def test_engines_lists_all(capsys: pytest.CaptureFixture[str]) -> None:

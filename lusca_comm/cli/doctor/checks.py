@@ -55,7 +55,8 @@ def examine(plan: Plan) -> Iterator[Finding]:
         yield from _forwarding(plan)
     if plan.routed:
         yield from _routing(plan)
-        yield from _source_check(plan)
+        if plan.forwarded or plan.spoof:
+            yield from _marks(plan)
     yield from _rules(plan)
     yield from _listening(plan)
 
@@ -85,14 +86,14 @@ def _engines(plan: Plan) -> Iterator[Finding]:
 
 def _forwarding(plan: Plan) -> Iterator[Finding]:
     for family in plan.families:
-        name = f"net.{family}." + {"ipv4": "ip_forward", "ipv6": "conf.all.forwarding"}[family]
+        name = f"net/{family}/" + {"ipv4": "ip_forward", "ipv6": "conf/all/forwarding"}[family]
         if _sysctl(name) == "1":
             yield Finding(State.OK, f"{NAME[family]}: this machine forwards")
         else:
             yield Finding(
                 State.MISSING,
                 f"{NAME[family]}: this machine is no router: it does not forward",
-                f"sysctl -w {name}=1",
+                f"sysctl -w {name.replace('/', '.')}=1",
             )
 
 
@@ -108,28 +109,26 @@ def _routing(plan: Plan) -> Iterator[Finding]:
             yield Finding(State.OK, what) if there else Finding(State.MISSING, what, step.command)
 
 
-def _source_check(plan: Plan) -> Iterator[Finding]:
-    """With src_valid_mark the source of a marked packet is looked up with its mark, and found to
-    be local: the packet is dropped as a martian, whatever rp_filter is (seen on Linux 6.18).
-    rp_filter alone does no harm. WireGuard's wg-quick sets src_valid_mark."""
-    if "ipv4" not in plan.families:
-        return
-    conf = Path("/proc/sys/net/ipv4/conf")
-    wrong = [
-        path.parent.name
-        for path in sorted(conf.glob("*/src_valid_mark"))
-        if path.parent.name != "default" and path.read_text().strip() != "0"
-    ]
-    if wrong:
-        names = [f"net/ipv4/conf/{name}/src_valid_mark=0" for name in wrong]
+def _marks(plan: Plan) -> Iterator[Finding]:
+    """Settings with which the packet mark decides on the way back to the client, which then ends
+    here: nothing is answered (seen on Linux 6.18; src_valid_mark whatever rp_filter is, and
+    rp_filter alone does no harm). WireGuard's wg-quick sets src_valid_mark."""
+    root = Path("/proc/sys")
+    files = []
+    if "ipv4" in plan.families:
+        files += sorted(root.glob("net/ipv4/conf/*/src_valid_mark"))
+    if plan.mode == "tproxy":
+        files.append(root / "net/ipv4/tcp_fwmark_accept")
+    names = [str(file.relative_to(root)) for file in files if file.parent.name != "default"]
+    wrong = [name for name in names if _sysctl(name) not in ("", "0")]
+    for name in wrong:
         yield Finding(
             State.MISSING,
-            f"IPv4: src_valid_mark is on ({', '.join(wrong)}), so the kernel drops the packets "
-            "that carry the mark",
-            f"sysctl -w {' '.join(names)}",
+            f"{name} is on, so what carries the mark is not answered",
+            f"sysctl -w {name}=0",
         )
-    else:
-        yield Finding(State.OK, "IPv4: src_valid_mark is off")
+    if not wrong:
+        yield Finding(State.OK, "no sysctl keeps marked packets from being answered")
 
 
 def _rules(plan: Plan) -> Iterator[Finding]:
@@ -202,6 +201,6 @@ def _listening(plan: Plan) -> Iterator[Finding]:
 
 def _sysctl(name: str) -> str:
     try:
-        return Path("/proc/sys", name.replace(".", "/")).read_text().strip()
+        return Path("/proc/sys", name).read_text().strip()
     except OSError:
         return ""

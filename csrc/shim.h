@@ -78,8 +78,9 @@ struct lc_accepted {
 
 /* One connection, non-blocking, close-on-exec unless `inherit`. -EAGAIN: the queue is empty. */
 int lc_accept(int fd, int inherit, struct lc_accepted *out);
-/* listen(2), for a socket that was opened as `request` says; NULL: for any other. */
-int lc_listen(int fd, const struct lc_open *request, int backlog);
+/* listen(2), for a socket that was opened as `request` says; NULL: for any other. `defer`: seconds
+ * that a connection may wait in the kernel for its first bytes; 0: it does not. */
+int lc_listen(int fd, const struct lc_open *request, int backlog, int defer);
 /* connect(2); -EINPROGRESS where it goes on in the background. */
 int lc_connect(int fd, const struct lc_addr *to);
 /* lc_connect from the address that `request`, with which the socket was opened, names.
@@ -87,11 +88,22 @@ int lc_connect(int fd, const struct lc_addr *to);
 int lc_connect_as(int fd, const struct lc_open *request, const struct lc_addr *to);
 /* SO_ERROR, which reading clears: an errno (positive), 0, or -errno of the question. */
 int lc_error(int fd);
+/* The end of the stream: shutdown(2) of the sending half. */
+int lc_finish(int fd);
+/* Resets a connection now, whoever else holds the socket, and has closing do no more. */
+int lc_abort(int fd);
 int lc_local(int fd, struct lc_addr *out);
 /* The address that others see of a socket opened as `request` says: lc_local, unless its engine
  * gives it another. */
 int lc_seen(int fd, const struct lc_open *request, struct lc_addr *out);
 int lc_peer(int fd, struct lc_addr *out);
+
+/* One datagram, and where it was going; family 0 in `original`: the socket was not opened to be told.
+ * -EAGAIN: none waits. */
+int lc_recv(int fd, void *buffer, int size, struct lc_addr *peer, struct lc_addr *original);
+/* One datagram, from `from`, where that is not NULL and the system can say so. */
+int lc_send(int fd, const void *data, int size, const struct lc_addr *to,
+            const struct lc_addr *from);
 
 /* Options by what they mean. Bytes, seconds; keepalive: a part that is 0 is left as it is. */
 int lc_set_tos(int fd, int tos);

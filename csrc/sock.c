@@ -194,7 +194,7 @@ static int set_up(int fd, int family, const struct lc_open *r, int *step)
         && (err = lc_engine_allow(r->engine, fd, family)) < 0)
         return err;
     *step = LC_STEP_ORIGDST;
-    if (r->type == SOCK_DGRAM && (r->flags & LC_TPROXY_LCL) && binder(r) == NULL
+    if (r->type == SOCK_DGRAM && (r->flags & (LC_TPROXY_LCL | LC_INTERCEPT)) && binder(r) == NULL
         && (err = ask_origdst(fd, family, r->dualstack)) < 0)
         return err;
     *step = LC_STEP_BIND;
@@ -376,13 +376,54 @@ int lc_connect(int fd, const struct lc_addr *to)
     return connect(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
 }
 
-int lc_listen(int fd, const struct lc_open *request, int backlog)
+/* Linux takes the option before listen(2), FreeBSD its filter only after (accf_data(9)). Elsewhere
+ * connections are not deferred. */
+int lc_listen(int fd, const struct lc_open *request, int backlog, int defer)
 {
     const struct lc_engine *engine = request == NULL ? NULL : lc_engine_at(request->engine);
 
+    (void)defer;
+#ifdef TCP_DEFER_ACCEPT
+    if (defer > 0) {
+        int err = set_int(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, defer);
+        if (err < 0)
+            return err;
+    }
+#endif
     if (listen(fd, backlog) < 0)
         return -errno;
+#ifdef SO_ACCEPTFILTER
+    if (defer > 0) {
+        struct accept_filter_arg filter = {.af_name = "dataready"};
+        if (setsockopt(fd, SOL_SOCKET, SO_ACCEPTFILTER, &filter, sizeof filter) < 0)
+            return -errno;
+    }
+#endif
     return engine == NULL || engine->listening == NULL ? 0 : engine->listening(fd);
+}
+
+int lc_finish(int fd)
+{
+    return shutdown(fd, SHUT_WR) < 0 ? -errno : 0;
+}
+
+int lc_abort(int fd)
+{
+    struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    struct lc_addr peer;
+
+    if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) < 0)
+        return -errno;
+    if (lc_peer(fd, &peer) < 0)
+        return 0;
+#ifdef __linux__
+    /* SO_LINGER acts with the last close, and a dup or a forked child may hold the socket too.
+     * Dissolving the association (connect(2)) resets at once. */
+    struct sockaddr unspec = {.sa_family = AF_UNSPEC};
+    if (connect(fd, &unspec, sizeof unspec) < 0)
+        return -errno;
+#endif
+    return 0;
 }
 
 int lc_connect_as(int fd, const struct lc_open *request, const struct lc_addr *to)

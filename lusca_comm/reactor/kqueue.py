@@ -102,6 +102,9 @@ class KqueuePoller:
                 self._ended[event.ident] = self._ended.get(event.ident, 0) | bit
         return list(ready.items())
 
+    def fileno(self) -> int:
+        return int(self._kqueue.fileno())
+
     def close(self) -> None:
         if self._process != os.getpid() and not self._kqueue.closed:
             try:

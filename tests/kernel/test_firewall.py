@@ -25,6 +25,7 @@ from firewall_peers import (
     Address,
     fetch,
     intercept_on,
+    listener,
     nothing_left,
     serve_on,
     snapshot,
@@ -35,7 +36,7 @@ from lusca_comm.errors import CommError
 from lusca_comm.firewall import Exempt, Plan, apply, fields, remove, render
 from lusca_comm.firewall.netlink import be32
 from lusca_comm.firewall.statements import Expr
-from lusca_comm.lab import Lab, Topology, wait_for
+from lusca_comm.lab import Channel, Lab, Topology, wait_for
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
 modes = pytest.mark.parametrize("mode", ["tproxy", "redirect"])
@@ -140,6 +141,50 @@ def test_a_tproxy_listener_on_one_address_needs_the_rule_to_name_it(
     name, _, own = net.client.run(fetch, there)
     assert name == "proxy"
     assert proxy.recv() == (own, there)
+
+
+def echo(channel: Channel, family: int) -> None:
+    with listener(family, 80, tproxy=False) as lsock:
+        channel.send("ready")
+        sock, _ = lsock.accept()
+        with sock:
+            while data := sock.recv(100):
+                sock.sendall(data)
+
+
+def talk_on(channel: Channel, there: Address) -> bool:
+    """Whether a connection still works when the starter has said so."""
+    with socket.create_connection(there, 10) as sock:
+        sock.sendall(b"a")
+        assert sock.recv(1) == b"a"
+        channel.send("ready")
+        channel.recv(20)
+        try:
+            sock.sendall(b"b")
+            return sock.recv(1) == b"b"
+        except ConnectionResetError:
+            return False
+
+
+@families
+@pytest.mark.parametrize(
+    ("mode", "tracked", "survives"),
+    [("tproxy", True, False), ("redirect", True, True), ("redirect", False, False)],
+)
+def test_connections_from_before_the_plan(
+    three_hosts: Topology, family: int, mode: str, tracked: bool, survives: bool
+) -> None:
+    net = three_hosts
+    if tracked:  # the first NAT rule brings conntrack with it
+        net.router.run(apply, Plan(mode="redirect", ports=(9,), name="other"))
+    origin = net.origin.start(echo, family)
+    assert origin.recv() == "ready"
+    intercept_on(net.router, family, mode)
+    client = net.client.start(talk_on, (net.origin_ip[family], 80))
+    assert client.recv() == "ready"
+    net.router.run(apply, Plan(mode=mode))
+    client.send("go on")
+    assert client.result() == survives
 
 
 @families

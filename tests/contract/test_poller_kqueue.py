@@ -78,6 +78,12 @@ def test_more_removals_too_late_than_events_fit(poller, pair, monkeypatch):
     assert poller.poll(0) == [(a.fileno(), WRITE)]
 
 
+def test_a_time_out_that_no_kernel_takes(poller, pair):
+    a, _ = pair
+    poller.set(a.fileno(), 0, WRITE)
+    assert poller.poll(1e12) == [(a.fileno(), WRITE)]
+
+
 def test_half_an_addition_is_taken_back(poller, pair, monkeypatch):
     """The read filter was added, the write filter refused: nothing may be left of either."""
     a, b = pair

@@ -125,6 +125,8 @@ class kqueue:
             raise ValueError(f"Length of eventlist must be 0 or positive, got {max_events}")
         if timeout is not None and timeout < 0:
             raise ValueError("timeout must be positive or None")
+        if timeout is not None and timeout > 100_000_000:  # NetBSD and OpenBSD
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if self._process != os.getpid():
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         changes = list(changelist or ())

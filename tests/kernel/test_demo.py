@@ -22,9 +22,10 @@ import lusca_comm as lc
 from lusca_comm.address import spell
 from lusca_comm.cli import main
 from lusca_comm.cli.demo import play, programs
-from lusca_comm.cli.demo.checks import LINES, Line
+from lusca_comm.cli.demo.checks import LINES, Line, page
+from lusca_comm.cli.doctor.sockets import listeners
 from lusca_comm.firewall import Plan
-from lusca_comm.lab import Channel, Lab, wait_for
+from lusca_comm.lab import Channel, Lab, Topology, wait_for
 
 pytestmark = pytest.mark.usefixtures("lab")  # which skips where there can be none
 
@@ -239,6 +240,43 @@ class TestOutput:
         shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out)
         assert "All 10 connections are what they must be" in shown
         assert "IPv6: REDIRECT, upstream in the router's name" in shown  # while it was under way
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def block(language: str, start: str) -> str:
+    """The README's block of code that begins so."""
+    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    (found,) = [text for text in blocks if text.startswith(start)]
+    return found
+
+
+def test_the_readme_shows_what_it_prints() -> None:
+    done = subprocess.run(demo(), capture_output=True, env=environment(), timeout=60, check=True)
+    numbers = re.compile(r":\d{5}\b|\d+\.\d s")  # chosen ports, and how long it took
+    assert numbers.sub("", block("text", "A client")) == numbers.sub("", done.stdout.decode())
+
+
+def test_the_readmes_program(three_hosts: Topology, tmp_path: Path) -> None:
+    """It goes on in the client's name, and does not outlive one connection that fails."""
+    net, program = three_hosts, tmp_path / "proxy.py"
+    program.write_text(block("python", "import socket"))
+    proxy = net.router.popen([sys.executable, str(program)], env=environment())
+    wait_for(lambda: net.router.run(listeners, 3129), what="the README's program to listen")
+    with programs.Log() as log:
+        server = net.origin.start(programs.serve, [(ORIGIN["ipv4"], 80)], log)
+        assert server.recv() == "ready"
+        net.router.run(play.apply, Plan(spoof=True))
+        # a direct connection, which it must refuse
+        refused = net.client.run(programs.fetch, ("192.0.2.1", 3129), b"")
+        assert isinstance(refused, str)
+        got = net.client.run(programs.fetch, (ORIGIN["ipv4"], 80), b"hello")
+        (peer,) = log.take()
+    assert got.body == page(peer, b"hello")
+    assert peer[0] == CLIENT["ipv4"]
+    assert peer != got.source  # or the program had been passed by
+    assert proxy.poll() is None
 
 
 def read_all(fd: int) -> bytes:

@@ -134,7 +134,9 @@ def intercept_on(host: Host, family: int, mode: str, address: str | None = None)
     return process
 
 
-def relay(channel: Channel, family: int, mode: str, same_port: bool, patience: float = 10) -> None:
+def relay(
+    channel: Channel, family: int, mode: str, same_port: bool, patience: float, mark: int
+) -> None:
     """A proxy that goes on in the client's name and closes the origin's side first."""
     lsock = listener(family, PORT, tproxy=True)
     lsock.settimeout(None)
@@ -148,6 +150,7 @@ def relay(channel: Channel, family: int, mode: str, same_port: bool, patience: f
             up.settimeout(patience)
             up.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             transparent(up)
+            up.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
             with contextlib.suppress(OSError):  # the client sees the end, and no answer
                 up.bind((peer[0], peer[1] if same_port else 0))
                 up.connect(there)
@@ -158,9 +161,9 @@ def relay(channel: Channel, family: int, mode: str, same_port: bool, patience: f
 
 
 def relay_on(
-    host: Host, family: int, mode: str, same_port: bool, patience: float = 10
+    host: Host, family: int, mode: str, same_port: bool, patience: float = 10, mark: int = 0
 ) -> Process[None]:
-    process = host.start(relay, family, mode, same_port, patience)
+    process = host.start(relay, family, mode, same_port, patience, mark)
     assert process.recv() == "ready"
     return process
 

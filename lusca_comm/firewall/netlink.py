@@ -48,6 +48,7 @@ _ACK_OFFS: Final = 2
 _BATCH_BEGIN: Final = 16
 _BATCH_END: Final = 17
 _SUBSYS_NFTABLES: Final = 10
+_SO_SNDBUFFORCE: Final = 32
 _HEADER: Final = struct.Struct("=IHHII")
 _TIMEOUT: Final = 10.0
 
@@ -224,15 +225,18 @@ class Netlink:
             raise refused
 
     def _send(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):
-            size = max(len(data) + 65536, 1 << 18)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        # A batch goes in one piece. Beyond net.core.wmem_max only root's option reaches.
+        for option in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, option, len(data) + (1 << 18))
+                break
         try:
             self._sock.sendto(data, (0, 0))
         except OSError as why:
             raise CommError(
                 why.errno or errno.EIO,
-                f"netlink would not take {len(data)} bytes: {why.strerror}",
+                f"netlink would not take {len(data)} bytes at once ({why.strerror}): sysctl -w "
+                f"net.core.wmem_max={2 * len(data)}",
             ) from None
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:

@@ -26,16 +26,22 @@ def test_a_hang_up_alone_is_no_byte_and_no_end_but_a_reset(poller, tcp):
         assert asked_for(poller.poll(-1), a, HANGUP) == HANGUP
 
 
-def test_a_reset_before_a_hang_up_was_asked_for(poller, tcp):
+@pytest.mark.parametrize("before", [0, READ, WRITE, BOTH])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_reset_is_told_whatever_was_asked_for_before(poller, tcp, before, early):
     a, b = tcp
-    poller.set(a.fileno(), 0, READ)
     b.send(b"x")
-    assert poller.poll(-1) == [(a.fileno(), READ)]
-    poller.set(a.fileno(), READ, 0)
-    assert poller.poll(0) == []
-    reset(b)
-    poller.set(a.fileno(), 0, HANGUP)
-    assert asked_for(poller.poll(-1), a, HANGUP) == HANGUP
+    arrived(a)
+    if before:
+        poller.set(a.fileno(), 0, before)
+        assert poller.poll(-1) == [(a.fileno(), before)]
+    if early:
+        reset(b)
+    poller.set(a.fileno(), before, HANGUP)
+    if not early:
+        assert poller.poll(0) == []
+        reset(b)
+    assert [asked_for(poller.poll(-1), a, HANGUP) for _ in range(2)] == [HANGUP] * 2
 
 
 @pytest.mark.parametrize("between", [[], [0]], ids=["at once", "by way of nothing"])

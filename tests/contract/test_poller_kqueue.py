@@ -73,6 +73,37 @@ def test_a_time_out_that_no_kernel_takes(poller, pair):
     assert poller.poll(1e12) == [(a.fileno(), WRITE)]
 
 
+def test_a_pipe_without_a_reader_and_without_a_descriptor_left(poller, monkeypatch):
+    """No descriptor for the one that makes fileno() ready: the poll knows all the same."""
+    r, w = os.pipe()
+    os.close(r)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(kqueue.os, "pipe", no_descriptor)
+            poller.set(w, 0, WRITE)
+        assert [poller.poll(-1) for _ in range(2)] == [[(w, WRITE)]] * 2
+        poller.set(w, WRITE, 0)
+        assert poller.poll(0) == []
+    finally:
+        os.close(w)
+
+
+def no_descriptor() -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_nothing_is_left_open(poller):
+    r, w = os.pipe()
+    os.close(r)
+    poller.set(w, 0, WRITE)
+    mine = [poller.fileno(), poller._beacon]
+    poller.close()
+    os.close(w)
+    for fd in mine:
+        with pytest.raises(OSError):
+            os.fstat(fd)
+
+
 def test_half_an_addition_is_taken_back(poller, pair, monkeypatch):
     """The read filter was added, the write filter refused: nothing may be left of either."""
     a, b = pair

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from emulators.tproxy2 import kernel, nat, seccomp, supervise
+from emulators.tproxy2.calls import ask, tell
 from kernel.proxying import (
     PROXY_PORT,
     Answer,
@@ -369,6 +370,52 @@ def test_a_listeners_address_may_connect_too(net: Topology) -> None:
     assert seen == [FOREIGN, "4001"]
 
 
+def connect_to_ipv6(channel: Channel, source: Any, origin: Any) -> tuple[int, int]:
+    sock = spoofed(source)
+    return connected(sock, origin), lc.comm_error(sock)
+
+
+def test_ipv6_cannot_be_reached_from_ipv4(net: Topology) -> None:
+    origin = (net.origin_ip[socket.AF_INET6], 80)
+    outcome = under(net.router, connect_to_ipv6, (FOREIGN, 0), origin).result()
+    assert outcome == (lc.COMM_ERR_CONNECT, errno.EAFNOSUPPORT)
+
+
+def flags_told(channel: Channel, origin: Any) -> list[int]:
+    """FLAGS of a socket of every kind, but for whether NAT has been at work."""
+    lcl, rem = lc.COMM_TPROXY_LCL, lc.COMM_TPROXY_REM
+    socks = []
+    for port, (kind, flags) in enumerate(
+        (kind, flags)
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+        for flags in (lcl, rem, lcl | rem)
+    ):
+        sock = lc.comm_open(kind, 0, (FOREIGN, 4000 + port), flags=OPEN | flags)
+        if flags & rem:
+            assert connected(sock, origin) == lc.COMM_OK
+        elif kind == socket.SOCK_STREAM:
+            lc.comm_listen(sock)
+        socks.append(sock)
+    told = []
+    for sock in socks:
+        answer = ask(sock, kernel.number(kernel.FLAGS))
+        assert isinstance(answer, bytes), answer
+        told.append(kernel.number_in(answer) & ~kernel.ITP_APPLIED)
+    return told
+
+
+def test_the_flags_of_every_kind_of_socket(net: Topology) -> None:
+    serve_origin(net, V4)
+    assert under(net.router, flags_told, (net.origin_ip[V4], 80)).result() == [
+        kernel.ITP_LISTEN,
+        kernel.ITP_CONNECT | kernel.ITP_ONCE,
+        kernel.ITP_CONNECT | kernel.ITP_ONCE,
+        kernel.ITP_LISTEN | kernel.ITP_UNIDIR,
+        kernel.ITP_CONNECT,
+        kernel.ITP_ESTABLISHED,
+    ]
+
+
 # -- listening ----------------------------------------------------------------------------------
 
 
@@ -389,7 +436,7 @@ def accept_one(channel: Channel, address: Any, listens: bool) -> Any:
     return told
 
 
-def ask(address: Any, text: bytes, timeout: float = 5) -> Any:
+def talk(address: Any, text: bytes, timeout: float = 5) -> Any:
     with socket.create_connection(address, timeout=timeout) as sock:
         sock.sendall(text)
         return sock.getsockname(), sock.recv(100)
@@ -401,7 +448,7 @@ def test_listening_on_a_foreign_address(net: Topology, port: int) -> None:
     local, told = program.recv()
     assert local[0] == net.router_client_ip[V4]
     assert told == port if port else told > 0
-    mine, answer = net.client.run(ask, (FOREIGN, told), b"hello")
+    mine, answer = net.client.run(talk, (FOREIGN, told), b"hello")
     assert answer == b"HELLO"
     peer, me, there = program.result()
     assert (peer, me) == (mine, local)
@@ -413,7 +460,7 @@ def test_a_listener_that_the_kernel_is_not_told_of(net: Topology) -> None:
     program = under(net.router, accept_one, (FOREIGN, 80), False)
     program.recv()
     with pytest.raises(OSError):
-        net.client.run(ask, (FOREIGN, 80), b"hello", timeout=1)
+        net.client.run(talk, (FOREIGN, 80), b"hello", timeout=1)
     assert program.alive
 
 
@@ -465,7 +512,7 @@ def datagrams(
         seen.append(sock.recv(100).decode().split(" "))
     told = lc.comm_spoof(sock)
     if unassigns:
-        sock.setsockopt(socket.SOL_IP, kernel.OPTION, kernel.number(kernel.UNASSIGN))
+        assert tell(sock, kernel.number(kernel.UNASSIGN)) == 0
         sock.sendto(b"x", origin)
         seen.append(sock.recv(100).decode().split(" "))
     return told, seen

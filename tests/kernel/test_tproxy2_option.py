@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from emulators.tproxy2 import kernel, nat, supervise
+from emulators.tproxy2.calls import ask, raw_get, raw_set, tell
 from emulators.tproxy2.cases import ASK, CASES, FOREIGN, TAKE, Step, flags
 
 from lusca_comm.lab import Channel, Lab
@@ -27,41 +28,12 @@ KINDS = {
 }
 
 
-def set_option(sock: socket.socket, data: bytes) -> int:
-    try:
-        sock.setsockopt(socket.SOL_IP, kernel.OPTION, data)
-    except OSError as why:
-        return why.errno or 0
-    return 0
-
-
-class Libc:
-    """The calls as C has them: getsockopt reads what its buffer holds, which Python's can't."""
-
-    def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-
-    def set(self, fd: int, place: Any, size: int) -> int:
-        return self._code(self._libc.setsockopt(fd, 0, kernel.OPTION, place, size))
-
-    def get(self, fd: int, place: Any, size: Any) -> int:
-        return self._code(self._libc.getsockopt(fd, 0, kernel.OPTION, place, size))
-
-    def asked(self, sock: socket.socket, data: bytes) -> int | bytes:
-        buffer, size = ctypes.create_string_buffer(data, len(data)), ctypes.c_uint32(len(data))
-        code = self.get(sock.fileno(), buffer, ctypes.byref(size))
-        return code or buffer.raw
-
-    def read_only(self) -> ctypes.c_void_p:
-        """A page of zeroes, which ask for the version."""
-        self._libc.mmap.restype = ctypes.c_void_p
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        args = (mmap.PAGESIZE, mmap.PROT_READ, flags, -1, 0)
-        return ctypes.c_void_p(self._libc.mmap(None, *args))
-
-    @staticmethod
-    def _code(result: int) -> int:
-        return ctypes.get_errno() if result < 0 else 0
+def read_only() -> ctypes.c_void_p:
+    """A page of zeroes, which ask for the version."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return ctypes.c_void_p(libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, flags, -1, 0))
 
 
 def at(host: str, what: Any) -> Any:
@@ -73,7 +45,7 @@ def at(host: str, what: Any) -> Any:
 
 def run_case(steps: list[Step], host: str) -> list[tuple[Step, int | bytes]]:
     """The steps that went otherwise than they should."""
-    libc, sockets, wrong = Libc(), dict[str, socket.socket](), []
+    sockets, wrong = dict[str, socket.socket](), []
     for step in steps:
         step = step._replace(argument=at(host, step.argument), answer=at(host, step.answer))
         sock = sockets.get(step.who)
@@ -83,9 +55,9 @@ def run_case(steps: list[Step], host: str) -> list[tuple[Step, int | bytes]]:
         elif sock is None:
             raise AssertionError(step)
         elif step.what == "set":
-            answer = set_option(sock, step.argument)
+            answer = tell(sock, step.argument)
         elif step.what == "get":
-            answer = libc.asked(sock, step.argument)
+            answer = ask(sock, step.argument)
         elif step.what == "bind":
             sock.bind((step.argument, 0))
         elif step.what == "reuse":
@@ -118,9 +90,9 @@ def run_without_the_patch(channel: Channel) -> list[int | bytes]:
             answer
             for sock in (tcp, udp)
             for answer in (
-                set_option(sock, kernel.number(kernel.VERSION, 0x02000000)),
-                set_option(sock, TAKE),
-                Libc().asked(sock, kernel.number(kernel.VERSION)),
+                tell(sock, kernel.number(kernel.VERSION, 0x02000000)),
+                tell(sock, TAKE),
+                ask(sock, kernel.number(kernel.VERSION)),
             )
         ]
 
@@ -136,13 +108,13 @@ def lose_the_capability(channel: Channel, lose: bool) -> list[int]:
     with socket.socket() as a, socket.socket() as b:
         for sock in (a, b):
             sock.bind(("127.0.0.1", 0))
-        codes = [set_option(a, TAKE)]
+        codes = [tell(a, TAKE)]
         if lose:
             keep_only({"CAP_NET_RAW"})
-        codes.append(set_option(a, flags(kernel.ITP_CONNECT)))
-        codes.append(set_option(b, kernel.address(kernel.ASSIGN, FOREIGN[0], 81)))
+        codes.append(tell(a, flags(kernel.ITP_CONNECT)))
+        codes.append(tell(b, kernel.address(kernel.ASSIGN, FOREIGN[0], 81)))
         with socket.socket() as unbound:
-            codes.append(set_option(unbound, TAKE))
+            codes.append(tell(unbound, TAKE))
     return codes
 
 
@@ -155,24 +127,23 @@ def test_assign_needs_the_capability_at_that_moment(lab: Lab) -> None:
 
 
 def pass_nonsense(channel: Channel) -> dict[str, int]:
-    libc = Libc()
     with socket.socket() as sock, socket.socket(socket.AF_INET6) as sock6:
         fd, wild = sock.fileno(), ctypes.c_void_p(8)
         good = ctypes.create_string_buffer(kernel.number(kernel.VERSION, 0x02000000), 12)
         size = ctypes.c_uint32(12)
         pipe, _ = os.pipe()
         return {
-            "set: no memory": libc.set(fd, wild, 12),
-            "set: nowhere": libc.set(fd, None, 12),
-            "set: negative size": libc.set(fd, good, -1),
-            "get: no memory": libc.get(fd, wild, ctypes.byref(size)),
-            "get: no size": libc.get(fd, good, None),
-            "get: read-only memory": libc.get(fd, libc.read_only(), ctypes.byref(size)),
-            "good": libc.set(fd, good, 12),
-            "closed": libc.set(1000, good, 12),
-            "negative": libc.set(-1, good, 12),
-            "a pipe": libc.set(pipe, good, 12),
-            "IPv6": libc.set(sock6.fileno(), good, 12),
+            "set: no memory": raw_set(fd, wild, 12),
+            "set: nowhere": raw_set(fd, None, 12),
+            "set: negative size": raw_set(fd, good, -1),
+            "get: no memory": raw_get(fd, wild, ctypes.byref(size)),
+            "get: no size": raw_get(fd, good, None),
+            "get: read-only memory": raw_get(fd, read_only(), ctypes.byref(size)),
+            "good": raw_set(fd, good, 12),
+            "closed": raw_set(1000, good, 12),
+            "negative": raw_set(-1, good, 12),
+            "a pipe": raw_set(pipe, good, 12),
+            "IPv6": raw_set(sock6.fileno(), good, 12),
             "another level": set_other(sock, socket.SOL_SOCKET, kernel.OPTION),
             "another option": set_other(sock, socket.SOL_IP, 11273),
             "an option of today's": set_other(sock, socket.SOL_IP, socket.IP_TTL),
@@ -214,8 +185,8 @@ def ask_in_threads(channel: Channel, count: int) -> list[int | bytes]:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             port = sock.getsockname()[1]
-            set_option(sock, kernel.address(kernel.ASSIGN, FOREIGN[0], port))
-            told = Libc().asked(sock, ASK)
+            tell(sock, kernel.address(kernel.ASSIGN, FOREIGN[0], port))
+            told = ask(sock, ASK)
             answers.append(told == kernel.address(kernel.QUERY, FOREIGN[0], port))
 
     threads = [threading.Thread(target=one) for _ in range(count)]
@@ -237,12 +208,12 @@ def die_asking(channel: Channel) -> None:
         with socket.socket() as sock:
             channel.send("asking")
             while True:
-                set_option(sock, kernel.number(kernel.VERSION, 0x02000000))
+                tell(sock, kernel.number(kernel.VERSION, 0x02000000))
     channel.recv()
     os.kill(pid, 9)
     os.waitpid(pid, 0)
     with socket.socket() as sock:
-        assert set_option(sock, kernel.number(kernel.VERSION, 0x02000000)) == 0
+        assert tell(sock, kernel.number(kernel.VERSION, 0x02000000)) == 0
 
 
 def test_a_process_that_dies_asking(lab: Lab) -> None:

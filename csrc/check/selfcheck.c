@@ -1,7 +1,7 @@
 /* Run on a system, says what the shim has there, and proves the parts that need no rules and no
  * root: 0 if all of it holds.
  *
- *     cc -std=c11 -Icsrc -o selfcheck csrc/check/selfcheck.c csrc/check/facts.c csrc/[!_]*.c
+ *     cc -std=c11 -o selfcheck $(find csrc -name '*.c')
  *
  * It opens /dev/pf, as probing does, and never /dev/ipnat.
  */

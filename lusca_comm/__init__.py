@@ -31,6 +31,7 @@ from .datagram import Datagram
 from .engines import Engine, engines
 from .errors import CommError, NotIntercepted
 from .intercept import Interception, original_destination
+from .privileges import Requirement, drop_privileges, preflight, prepare
 from .relay import Relay, RelayResult
 from .sockets import Accepted
 from .spoof import Spoof
@@ -106,6 +107,7 @@ __all__ = [
     "Reactor",
     "Relay",
     "RelayResult",
+    "Requirement",
     "Spoof",
     "call_soon_threadsafe",
     "comm_accept",
@@ -143,8 +145,11 @@ __all__ = [
     "comm_udp_sendto",
     "comm_write",
     "default_reactor",
+    "drop_privileges",
     "engines",
     "original_destination",
+    "preflight",
+    "prepare",
     "relay",
     "run",
     "stop",

@@ -342,10 +342,17 @@ def _is_own(entry: Entry, address: Any) -> bool:
 
 
 def _translated(entry: Entry, arrived: Any, peer: Any) -> Address | None:
-    """What the NAT engines say of a datagram that arrived at `arrived`; None: nothing."""
+    """What the NAT engines say of a datagram that arrived at `arrived`; None: nothing.
+
+    Raises CommError where one could not be asked.
+    """
     origin = ffi.new("struct lc_origin *")
     err = lib.lc_original_of(entry.fd, -1, arrived, peer, origin)
-    return None if err < 0 else from_shim(origin.original)
+    if err in (-errno.ENOENT, -errno.ENOTSUP, -errno.ENOPROTOOPT, -errno.ENXIO):
+        return None
+    if err < 0:
+        raise CommError(-err, f"where {spell(from_shim(peer))} was going: {os.strerror(-err)}")
+    return from_shim(origin.original)
 
 
 def _unread(sock: socket.socket) -> bool:

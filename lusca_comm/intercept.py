@@ -128,13 +128,15 @@ def _failure(code: int, engine: str | None, origin: Any) -> CommError:
         return NotIntercepted(code, f"engine {engine!r} tells no original destinations here")
     if engine is None:
         return _not_asked(code)
-    return CommError(code, f"engine {engine!r} failed for {peer} -> {me}: {os.strerror(code)}")
+    why = engines.reason_of(engine, code)
+    return CommError(code, f"engine {engine!r} cannot tell of {peer} -> {me}: {why}")
 
 
 def _ask(fd: int, row: int, origin: Any) -> CommError | None:
     err = lib.lc_original(fd, row, origin)
     if err < 0:
-        return _failure(-err, None if row < 0 else engines.name_of(row), origin)
+        asked = origin.engine if row < 0 else row
+        return _failure(-err, None if asked < 0 else engines.name_of(asked), origin)
     if row >= 0 and not origin.translated and engines.name_of(row) not in ("tproxy4", "sockname"):
         # A NAT engine that answers with the socket's own address speaks of a direct connection.
         return _failure(errno.ENOENT, None, origin)

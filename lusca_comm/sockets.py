@@ -78,7 +78,7 @@ class Sockets(Closing):
             and its port counts only with COMM_TRANSPARENT_PORT.
         :param family: AF_INET or AF_INET6; else that of `address`. An IPv4 address on an AF_INET6
             socket is mapped.
-        :param flags: COMM_ flags.
+        :param flags: a sum of ``COMM_`` flags.
         :param tos: the type-of-service byte; 0 leaves the system's.
         :param note: what the descriptor table shows.
         :param mark: SO_MARK, which firewall and routing rules see.

@@ -31,6 +31,8 @@ _LINUX = sys.platform == "linux"
 _CAPABILITY = (
     "CAP_NET_ADMIN or CAP_NET_RAW: run as root, `setcap cap_net_raw+ep PROGRAM`, or "
     "AmbientCapabilities=CAP_NET_RAW in the systemd unit"
+    if _LINUX
+    else "root, and in a jail one with its own network stack (vnet)"
 )
 
 

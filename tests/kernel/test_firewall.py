@@ -5,29 +5,37 @@
     client ---- router (rules, proxy on 3129) ---- origin (servers on 80, 81, 3129)
 
 An nft tproxy rule fails open: a request that never met the proxy still gets an answer. So every
-test says who answered, and asks the proxy what it saw.
+test says who answered, and asks the proxy what it saw. Where nothing else is said, both families
+are tried at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from firewall_peers import (
     FAMILIES,
+    LOOPBACK,
     PORT,
     Address,
+    all_seen,
+    ended,
     fetch,
+    in_force,
     intercept_on,
-    listener,
+    names,
     nothing_left,
     serve_on,
+    shared_hosts,
     snapshot,
 )
 from pyroute2 import IPRoute
@@ -37,66 +45,56 @@ from lusca_comm.firewall import Exempt, Plan, apply, fields, remove, render
 from lusca_comm.firewall.statements import Expr, expr
 from lusca_comm.lab import Channel, Lab, Topology, wait_for
 
-families = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
 modes = pytest.mark.parametrize("mode", ["tproxy", "redirect"])
+hosts = pytest.fixture(shared_hosts, scope="module", name="hosts")
 
 
-@families
+@pytest.fixture
+def net(hosts: Topology) -> Iterator[Topology]:
+    yield from ended(hosts)
+
+
+def origin(net: Topology, port: int = 80) -> list[Address]:
+    return [(net.origin_ip[family], port) for family in FAMILIES]
+
+
 @modes
 def test_forwarded_traffic_meets_the_proxy_while_the_plan_is_in_force(
-    three_hosts: Topology, mode: str, family: int
+    net: Topology, mode: str
 ) -> None:
-    net = three_hosts
-    there = (net.origin_ip[family], 80)
-    serve_on(net.origin, family, 80, name="origin")
-    proxy = intercept_on(net.router, family, mode)
-    plan = Plan(mode=mode)
-    with nothing_left(net.router):
-        assert net.client.run(fetch, there)[0] == "origin"
-        net.router.run(apply, plan)
-        name, _, own = net.client.run(fetch, there)
-        assert name == "proxy"
-        assert proxy.recv() == (own, there)
-        net.router.run(remove, plan)
-        assert net.client.run(fetch, there)[0] == "origin"
+    there = origin(net)
+    serve_on(net.origin, 80, name="origin")
+    proxy = intercept_on(net.router, mode)
+    with nothing_left(net.router, sysctls=True):
+        assert names(net.client, *there) == ["origin", "origin"]
+        with in_force(net.router, Plan(mode=mode)):
+            all_seen(net.client, proxy, *there)
+        assert names(net.client, *there) == ["origin", "origin"]
 
 
-@families
 @modes
-def test_what_the_plan_does_not_name_is_left_alone(
-    three_hosts: Topology, mode: str, family: int
-) -> None:
-    net = three_hosts
-    serve_on(net.origin, family, 80, 81, PORT, name="origin")
-    serve_on(net.router, family, 80, 81, name="router")
-    proxy = intercept_on(net.router, family, mode)
-    there, router = net.origin_ip[family], net.router_client_ip[family]
-    net.router.run(apply, Plan(mode=mode))
-    # Another port; a port on which a wildcard listener with IP_TRANSPARENT waits; the router's
-    # own service on the intercepted port, near and far side; the router's own connections.
-    assert net.client.run(fetch, (there, 81))[0] == "origin"
-    assert net.client.run(fetch, (there, PORT))[0] == "origin"
-    assert net.client.run(fetch, (router, 80))[0] == "router"
-    assert net.client.run(fetch, (net.router_origin_ip[family], 80))[0] == "router"
-    assert net.router.run(fetch, (there, 80))[0] == "origin"
-    assert net.router.run(fetch, (router, 80))[0] == "router"
-    # And the one that it names:
-    name, _, own = net.client.run(fetch, (there, 80))
-    assert name == "proxy"
-    assert proxy.recv() == (own, (there, 80))
+def test_what_the_plan_does_not_name_is_left_alone(net: Topology, mode: str) -> None:
+    serve_on(net.origin, 80, 81, PORT, name="origin")
+    serve_on(net.router, 80, 81, name="router")
+    proxy = intercept_on(net.router, mode)
+    near = [(net.router_client_ip[family], 80) for family in FAMILIES]
+    far = [(net.router_origin_ip[family], 80) for family in FAMILIES]
+    with in_force(net.router, Plan(mode=mode)):
+        # Another port; a port on which a wildcard listener with IP_TRANSPARENT waits; the router's
+        # own service on the intercepted port, near and far side; the router's own connections.
+        others = names(net.client, *origin(net, 81), *origin(net, PORT), *near, *far)
+        assert others == ["origin"] * 4 + ["router"] * 4
+        assert names(net.router, *origin(net), *near) == ["origin"] * 2 + ["router"] * 2
+        # And the one that it names:
+        all_seen(net.client, proxy, *origin(net))
 
 
-@families
 @modes
-@pytest.mark.parametrize("limit", ["bypass", "bypass_ports", "interfaces", "families"])
-def test_each_limit_of_a_plan_is_kept(
-    three_hosts: Topology, mode: str, family: int, limit: str
-) -> None:
-    net = three_hosts
-    there = (net.origin_ip[family], 80)
-    serve_on(net.origin, family, 80, name="origin")
-    proxy = intercept_on(net.router, family, mode)
-    both = ("ipv4", "ipv6") if family == socket.AF_INET6 else ("ipv6", "ipv4")
+@pytest.mark.parametrize("limit", ["bypass", "bypass_ports", "interfaces"])
+def test_each_limit_of_a_plan_is_kept(net: Topology, mode: str, limit: str) -> None:
+    there = origin(net)
+    serve_on(net.origin, 80, name="origin")
+    proxy = intercept_on(net.router, mode)
     outside, inside = {
         "bypass": (
             Plan(mode=mode, bypass=("198.51.100.0/24", "203.0.113.7", "2001:db8:2::/48")),
@@ -110,189 +108,156 @@ def test_each_limit_of_a_plan_is_kept(
             Plan(mode=mode, interfaces=("lan9", net.origin_link.a_ifname)),
             Plan(mode=mode, interfaces=("lan9", net.client_link.b_ifname)),
         ),
-        "families": (Plan(mode=mode, families=both[:1]), Plan(mode=mode, families=both[1:])),
     }[limit]
-    with nothing_left(net.router):
-        net.router.run(apply, outside)
-        assert net.client.run(fetch, there)[0] == "origin"
-        net.router.run(remove, outside)
-        net.router.run(apply, inside)
-        name, _, own = net.client.run(fetch, there)
-        assert name == "proxy"
-        assert proxy.recv() == (own, there)
-        net.router.run(remove, inside)
+    with in_force(net.router, outside):
+        assert names(net.client, *there) == ["origin", "origin"]
+    with in_force(net.router, inside):
+        all_seen(net.client, proxy, *there)
 
 
-@families
-def test_a_tproxy_listener_on_one_address_needs_the_rule_to_name_it(
-    three_hosts: Topology, family: int
-) -> None:
-    net = three_hosts
-    there = (net.origin_ip[family], 80)
-    loopback = "127.0.0.1" if family == socket.AF_INET else "::1"
-    serve_on(net.origin, family, 80, name="origin")
-    proxy = intercept_on(net.router, family, "tproxy", loopback)
-    wrong, right = Plan(), Plan(listen4="127.0.0.1", listen6="::1")
-    net.router.run(apply, wrong)
-    assert net.client.run(fetch, there)[0] == "origin"  # it fails open
-    net.router.run(remove, wrong)
-    net.router.run(apply, right)
-    name, _, own = net.client.run(fetch, there)
-    assert name == "proxy"
-    assert proxy.recv() == (own, there)
+@modes
+def test_one_family_leaves_the_other_alone(net: Topology, mode: str) -> None:
+    there = origin(net)
+    serve_on(net.origin, 80, name="origin")
+    proxy = intercept_on(net.router, mode)
+    for family, inside, outside in (("ipv4", *there), ("ipv6", *reversed(there))):
+        with in_force(net.router, Plan(mode=mode, families=(family,))):
+            assert names(net.client, outside) == ["origin"]
+            all_seen(net.client, proxy, inside)
 
 
-def echo(channel: Channel, family: int) -> None:
-    with listener(family, 80, tproxy=False) as lsock:
-        channel.send("ready")
-        sock, _ = lsock.accept()
+def test_a_tproxy_listener_on_one_address_needs_the_rule_to_name_it(net: Topology) -> None:
+    there = origin(net)
+    serve_on(net.origin, 80, name="origin")
+    proxy = intercept_on(net.router, "tproxy", LOOPBACK)
+    with in_force(net.router, Plan()):
+        assert names(net.client, *there) == ["origin", "origin"]  # it fails open
+    with in_force(net.router, Plan(listen4=LOOPBACK[0], listen6=LOOPBACK[1])):
+        all_seen(net.client, proxy, *there)
+
+
+def talk_on(channel: Channel, addresses: list[Address]) -> list[bool]:
+    """Whether connections still work when the starter has said so."""
+    socks = [socket.create_connection(address, 10) for address in addresses]
+    channel.send("ready")
+    channel.recv(20)
+    alive = []
+    for sock in socks:
         with sock:
-            while data := sock.recv(100):
-                sock.sendall(data)
+            try:
+                sock.sendall(b"hello")
+                alive.append(sock.recv(100).startswith(b"origin "))
+            except ConnectionResetError:
+                alive.append(False)
+    return alive
 
 
-def talk_on(channel: Channel, there: Address) -> bool:
-    """Whether a connection still works when the starter has said so."""
-    with socket.create_connection(there, 10) as sock:
-        sock.sendall(b"a")
-        assert sock.recv(1) == b"a"
-        channel.send("ready")
-        channel.recv(20)
-        try:
-            sock.sendall(b"b")
-            return sock.recv(1) == b"b"
-        except ConnectionResetError:
-            return False
-
-
-@families
 @pytest.mark.parametrize(
     ("mode", "tracked", "survives"),
     [("tproxy", True, False), ("redirect", True, True), ("redirect", False, False)],
 )
 def test_connections_from_before_the_plan(
-    three_hosts: Topology, family: int, mode: str, tracked: bool, survives: bool
+    net: Topology, mode: str, tracked: bool, survives: bool
 ) -> None:
-    net = three_hosts
-    if tracked:  # the first NAT rule brings conntrack with it
-        net.router.run(apply, Plan(mode="redirect", ports=(9,), name="other"))
-    origin = net.origin.start(echo, family)
-    assert origin.recv() == "ready"
-    intercept_on(net.router, family, mode)
-    client = net.client.start(talk_on, (net.origin_ip[family], 80))
-    assert client.recv() == "ready"
-    net.router.run(apply, Plan(mode=mode))
-    client.send("go on")
-    assert client.result() == survives
+    serve_on(net.origin, 80, name="origin")
+    intercept_on(net.router, mode)
+    with contextlib.ExitStack() as stack:
+        if tracked:  # the first NAT rule brings conntrack with it
+            nat = Plan(mode="redirect", ports=(9,), name="other")
+            stack.enter_context(in_force(net.router, nat))
+        client = net.client.start(talk_on, origin(net))
+        assert client.recv() == "ready"
+        with in_force(net.router, Plan(mode=mode)):
+            client.send("go on")
+            assert client.result() == [survives, survives]
 
 
-@families
 @pytest.mark.parametrize("wrong", ["not transparent", "nobody"])
 def test_tproxy_without_a_listener_that_has_the_option_fails_open(
-    three_hosts: Topology, family: int, wrong: str
+    net: Topology, wrong: str
 ) -> None:
-    net = three_hosts
-    there = (net.origin_ip[family], 80)
-    serve_on(net.origin, family, 80, name="origin")
+    serve_on(net.origin, 80, name="origin")
     if wrong == "not transparent":
-        intercept_on(net.router, family, "redirect")
-    net.router.run(apply, Plan())
-    assert net.client.run(fetch, there)[0] == "origin"
+        intercept_on(net.router, "redirect")
+    with in_force(net.router, Plan()):
+        assert names(net.client, *origin(net)) == ["origin", "origin"]
 
 
-@families
 @modes
 @pytest.mark.parametrize("kind", ["mark", "uid"])
 def test_own_traffic_meets_the_proxy_unless_it_is_exempt(
-    three_hosts: Topology, mode: str, family: int, kind: str
+    net: Topology, mode: str, kind: str
 ) -> None:
-    net = three_hosts
-    there = (net.origin_ip[family], 80)
-    serve_on(net.origin, family, 80, name="origin")
-    serve_on(net.router, family, 80, name="router")
-    proxy = intercept_on(net.router, family, mode)
+    there = origin(net)
+    serve_on(net.origin, 80, name="origin")
+    serve_on(net.router, 80, name="router")
+    proxy = intercept_on(net.router, mode)
     exempt, stranger, mark = {
         "mark": (Exempt(mark=0x539), Exempt(mark=0x53A), 0x539),
         "uid": (Exempt(uids=(0, 65533)), Exempt(uids=(65533,)), 0),
     }[kind]
-    with nothing_left(net.router):
-        for forwarded in (False, True):
-            plan = Plan(mode=mode, own=True, forwarded=forwarded, exempt=exempt)
-            net.router.run(apply, plan)
-            assert net.router.run(fetch, there, mark=mark)[0] == "origin"
-            net.router.run(remove, plan)
-
-            plan = Plan(mode=mode, own=True, forwarded=forwarded, exempt=stranger)
-            net.router.run(apply, plan)
-            name, _, own = net.router.run(fetch, there, mark=mark)
-            assert name == "proxy"
-            assert proxy.recv() == (own, there)
+    with in_force(net.router, Plan(mode=mode, own=True, exempt=exempt)):
+        assert names(net.router, *there, mark=mark) == ["origin", "origin"]
+    here = [(net.router_origin_ip[family], 80) for family in FAMILIES]
+    for forwarded in (False, True):
+        plan = Plan(mode=mode, own=True, forwarded=forwarded, exempt=stranger)
+        with in_force(net.router, plan):
+            all_seen(net.router, proxy, *there, mark=mark)
             # What is for the machine itself stays there.
-            assert net.router.run(fetch, (net.router_origin_ip[family], 80))[0] == "router"
-            loopback = "127.0.0.1" if family == socket.AF_INET else "::1"
-            assert net.router.run(fetch, (loopback, 80))[0] == "router"
+            local = [*here, *((host, 80) for host in LOOPBACK)]
+            assert names(net.router, *local) == ["router"] * 4
             # And forwarded traffic goes by its own switch.
-            name, _, own = net.client.run(fetch, there)
-            assert name == ("proxy" if forwarded else "origin")
             if forwarded:
-                assert proxy.recv() == (own, there)
-            net.router.run(remove, plan)
-        assert net.router.run(fetch, there)[0] == "origin"
+                all_seen(net.client, proxy, *there)
+            else:
+                assert names(net.client, *there) == ["origin", "origin"]
+    assert names(net.router, *there) == ["origin", "origin"]
 
 
-@families
-def test_own_traffic_on_all_ports_leaves_a_server_its_clients(
-    three_hosts: Topology, family: int
-) -> None:
+def test_own_traffic_on_all_ports_leaves_a_server_its_clients(net: Topology) -> None:
     """The answers of a server of the machine go to client ports, which are among the plan's."""
-    net = three_hosts
-    serve_on(net.router, family, 8080, name="router")
-    serve_on(net.origin, family, 8080, name="origin")
-    proxy = intercept_on(net.router, family, "tproxy")
+    serve_on(net.router, 8080, name="router")
+    serve_on(net.origin, 8080, name="origin")
+    proxy = intercept_on(net.router, "tproxy")
     plan = Plan(own=True, forwarded=False, ports=((1, 65535),), exempt=Exempt(mark=7))
-    net.router.run(apply, plan)
-    assert net.client.run(fetch, (net.router_client_ip[family], 8080))[0] == "router"
-    there = (net.origin_ip[family], 8080)
-    name, _, own = net.router.run(fetch, there)
-    assert name == "proxy"
-    assert proxy.recv() == (own, there)
+    with in_force(net.router, plan):
+        here = [(net.router_client_ip[family], 8080) for family in FAMILIES]
+        assert names(net.client, *here) == ["router", "router"]
+        all_seen(net.router, proxy, *origin(net, 8080))
 
 
-def in_cgroup(path: Path, there: Address) -> str:
+def in_cgroup(path: Path, *addresses: Address) -> list[str]:
     (path / "cgroup.procs").write_text("0")
-    return fetch(there)[0]
+    return [fetch(address)[0] for address in addresses]
 
 
-@families
 @modes
-def test_own_traffic_of_a_cgroup_is_exempt(
-    three_hosts: Topology, mode: str, family: int, tmp_path: Path
-) -> None:
+def test_own_traffic_of_a_cgroup_is_exempt(net: Topology, mode: str, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("a cgroup is made by root only")
-    net = three_hosts
-    there = (net.origin_ip[family], 80)
-    serve_on(net.origin, family, 80, name="origin")
-    proxy = intercept_on(net.router, family, mode)
+    there = origin(net)
+    serve_on(net.origin, 80, name="origin")
+    proxy = intercept_on(net.router, mode)
     net.router.check_output(["mount", "-t", "cgroup2", "none", str(tmp_path)])
     group = f"lusca-comm-test-{os.getpid()}"
     inner = tmp_path / group / "proxy"
     plan = Plan(mode=mode, own=True, exempt=Exempt(cgroups=(group,)))
     net.router.run(inner.mkdir, parents=True)
     try:
-        net.router.run(apply, plan)
-        assert net.router.run(in_cgroup, inner, there) == "origin"
-        assert net.router.run(in_cgroup, inner.parent, there) == "origin"
-        name, _, own = net.router.run(fetch, there)
-        assert name == "proxy"
-        assert proxy.recv() == (own, there)
-        assert net.router.run(in_cgroup, tmp_path, there) == "proxy"
-        if shutil.which("nft"):
-            bind = f"mount --bind {tmp_path} /sys/fs/cgroup && nft list table inet lusca_comm"
-            assert net.router.check_output(["sh", "-c", bind]) == render(plan)
+        with in_force(net.router, plan):
+            assert net.router.run(in_cgroup, inner, *there) == ["origin", "origin"]
+            assert net.router.run(in_cgroup, inner.parent, *there) == ["origin", "origin"]
+            all_seen(net.router, proxy, *there)
+            assert net.router.run(in_cgroup, tmp_path, *there) == ["proxy", "proxy"]
+            if shutil.which("nft"):
+                listing = "nft list table inet lusca_comm"
+                bind = f"mount --bind {tmp_path} /sys/fs/cgroup && {listing}"
+                assert net.router.check_output(["sh", "-c", bind]) == render(plan)
+                net.router.check_output(["umount", "/sys/fs/cgroup"])
     finally:
         for directory in (inner, inner.parent):
             wait_for(lambda: net.router.run(removed, directory), what="an empty cgroup")  # noqa: B023
+        net.router.check_output(["umount", str(tmp_path)])
 
 
 def removed(directory: Path) -> bool:
@@ -322,15 +287,13 @@ def apply_with(plan: Plan, load: tuple[Expr, ...]) -> None:
     ids=["kind", "key", "attribute"],
 )
 def test_what_the_kernel_does_not_know_is_named_and_everything_undone(
-    three_hosts: Topology, load: tuple[Expr, ...], text: str
+    net: Topology, load: tuple[Expr, ...], text: str
 ) -> None:
-    net = three_hosts
-    there = (net.origin_ip[socket.AF_INET], 80)
-    serve_on(net.origin, socket.AF_INET, 80, name="origin")
+    serve_on(net.origin, 80, name="origin")
     with nothing_left(net.router):
         with pytest.raises(CommError, match=text):
             net.router.run(apply_with, Plan(own=True, exempt=Exempt(mark=7)), load)
-        assert net.client.run(fetch, there)[0] == "origin"
+        assert names(net.client, *origin(net)) == ["origin", "origin"]
 
 
 def lo_down() -> None:
@@ -357,20 +320,23 @@ def test_a_used_routing_table_is_refused(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("name", ["conf.all.src_valid_mark", "tcp_fwmark_accept"])
-def test_settings_that_make_connections_hang_are_refused(three_hosts: Topology, name: str) -> None:
-    net = three_hosts
-    there = (net.origin_ip[socket.AF_INET], 80)
-    intercept_on(net.router, socket.AF_INET, "tproxy")
-    net.router.run(apply, Plan())
-    assert net.client.run(fetch, there)[0] == "proxy"
-    net.router.sysctl(f"net.ipv4.{name}", 1)
-    assert net.client.run(fetch, there, patience=1)[0] == ""  # the reason for the refusal
-    net.router.run(remove, Plan())
-    with nothing_left(net.router):
-        with pytest.raises(CommError, match=rf"sysctl -w net\.ipv4\.{name}=0") as caught:
-            net.router.run(apply, Plan())
-        assert caught.value.errno == errno.EOPNOTSUPP
-    net.router.run(apply, Plan(mode="redirect"))
+def test_settings_that_make_connections_hang_are_refused(net: Topology, name: str) -> None:
+    there = origin(net)[0]
+    proxy = intercept_on(net.router, "tproxy")
+    try:
+        with in_force(net.router, Plan()):
+            all_seen(net.client, proxy, there)
+            net.router.sysctl(f"net.ipv4.{name}", 1)
+            # The reason for the refusal.
+            assert names(net.client, there, patience=0.5) == [""]
+        with nothing_left(net.router):
+            with pytest.raises(CommError, match=rf"sysctl -w net\.ipv4\.{name}=0") as caught:
+                net.router.run(apply, Plan())
+            assert caught.value.errno == errno.EOPNOTSUPP
+        with in_force(net.router, Plan(mode="redirect")):
+            pass
+    finally:
+        net.router.sysctl(f"net.ipv4.{name}", 0)
 
 
 def add_route(network: str, table: int) -> None:
@@ -414,10 +380,9 @@ def test_applied_stays_in_its_own_namespace(lab: Lab) -> None:
         host.run(applied.remove)
 
 
-def test_errors_name_what_is_in_the_way_and_leave_nothing(three_hosts: Topology) -> None:
-    net = three_hosts
+def test_errors_name_what_is_in_the_way_and_leave_nothing(net: Topology) -> None:
     plan = Plan()
-    with nothing_left(net.router):
+    with nothing_left(net.router, sysctls=True):
         with pytest.raises(CommError, match="CAP_NET_ADMIN") as caught:
             net.router.run(apply, plan, capabilities=())
         assert caught.value.errno == errno.EPERM

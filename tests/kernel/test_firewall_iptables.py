@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from firewall_peers import FAMILIES, fetch, intercept_on, relay_on, serve_on
+from firewall_peers import (
+    FAMILIES,
+    Address,
+    all_seen,
+    ended,
+    intercept_on,
+    names,
+    relay_on,
+    serve_on,
+    shared_hosts,
+)
 from firewall_plans import PLANS
 
 from lusca_comm.firewall import Exempt, Plan, iptables, render_commands
@@ -27,8 +40,18 @@ KINDS = [
     for kind in ("nft", "legacy")
 ]
 kinds = pytest.mark.parametrize("kind", KINDS)
-families = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
 modes = pytest.mark.parametrize("mode", ["tproxy", "redirect"])
+hosts = pytest.fixture(shared_hosts, scope="module", name="hosts")
+EXEMPT = Exempt(mark=0x539)
+
+
+@pytest.fixture
+def net(hosts: Topology) -> Iterator[Topology]:
+    yield from ended(hosts)
+
+
+def origin(net: Topology, port: int = 80) -> list[Address]:
+    return [(net.origin_ip[family], port) for family in FAMILIES]
 
 
 class Tables:
@@ -60,22 +83,16 @@ class Tables:
     def load(self, plan: Plan, remove: bool = False) -> None:
         for family in plan.families:
             text = iptables.render(plan, family, remove)
-            self.run(family, "restore", "--noflush", "--test", text=text)
             self.run(family, "restore", "--noflush", text=text)
-
-
-def route(host: Host, plan: Plan) -> None:
-    for line in render_commands(plan).splitlines():
-        host.check_output(line.split())
 
 
 @kinds
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_iptables_restore_takes_the_text_and_takes_it_away(
-    lab: Lab, kind: str, plan: Plan, tmp_path: Path
+    net: Topology, kind: str, plan: Plan, tmp_path: Path
 ) -> None:
-    tables = Tables(lab.host("router"), kind, tmp_path)
-    if plan.exempt.uids and lab.rootless:  # the owner match takes the namespace's users only
+    tables = Tables(net.router, kind, tmp_path)
+    if plan.exempt.uids and os.geteuid():  # the owner match takes the namespace's users only
         exempt = dataclasses.replace(plan.exempt, uids=(0,))
         plan = dataclasses.replace(plan, exempt=exempt)
     other = "*mangle\n:other - [0:0]\n-A PREROUTING -j other\nCOMMIT\n"
@@ -86,51 +103,46 @@ def test_iptables_restore_takes_the_text_and_takes_it_away(
     assert any(plan.name in line for line in tables.save())
     tables.load(plan, remove=True)
     assert tables.save() == before
+    gone = "*mangle\n-D PREROUTING -j other\n-X other\nCOMMIT\n"
+    tables.run("ipv4", "restore", "--noflush", text=gone)
+
+
+@contextlib.contextmanager
+def loaded(tables: Tables, plan: Plan) -> Iterator[None]:
+    tables.load(plan)
+    tables.host.check_output(["sh", "-ec", render_commands(plan)])
+    yield
+    tables.load(plan, remove=True)
+    tables.host.check_output(["sh", "-ec", render_commands(plan, remove=True)])
 
 
 @kinds
-@families
 @modes
 def test_forwarded_and_own_traffic_meet_the_proxy(
-    three_hosts: Topology, kind: str, mode: str, family: int, tmp_path: Path
+    net: Topology, kind: str, mode: str, tmp_path: Path
 ) -> None:
-    net = three_hosts
-    there = (net.origin_ip[family], 80)
-    serve_on(net.origin, family, 80, 81, name="origin")
-    serve_on(net.router, family, 80, name="router")
-    proxy = intercept_on(net.router, family, mode)
-    tables = Tables(net.router, kind, tmp_path)
-    plan = Plan(mode=mode, own=True, exempt=Exempt(mark=0x539))
-    tables.load(plan)
-    route(net.router, plan)
-    for host in (net.client, net.router):
-        name, _, own = host.run(fetch, there)
-        assert name == "proxy"
-        assert proxy.recv() == (own, there)
-    assert net.router.run(fetch, there, mark=0x539)[0] == "origin"
-    assert net.client.run(fetch, (there[0], 81))[0] == "origin"
-    assert net.client.run(fetch, (net.router_client_ip[family], 80))[0] == "router"
-    tables.load(plan, remove=True)
-    assert net.client.run(fetch, there)[0] == "origin"
+    there = origin(net)
+    serve_on(net.origin, 80, 81, name="origin")
+    serve_on(net.router, 80, name="router")
+    proxy = intercept_on(net.router, mode)
+    here = [(net.router_client_ip[family], 80) for family in FAMILIES]
+    with loaded(Tables(net.router, kind, tmp_path), Plan(mode=mode, own=True, exempt=EXEMPT)):
+        for host in (net.client, net.router):
+            all_seen(host, proxy, *there)
+        assert names(net.router, *there, mark=EXEMPT.mark) == ["origin", "origin"]
+        others = names(net.client, *origin(net, 81), *here)
+        assert others == ["origin"] * 2 + ["router"] * 2
+    assert names(net.client, *there) == ["origin", "origin"]
 
 
 @kinds
-@families
 @modes
-def test_same_port_spoofing(
-    three_hosts: Topology, kind: str, mode: str, family: int, tmp_path: Path
-) -> None:
-    net = three_hosts
-    there = (net.origin_ip[family], 80)
-    serve_on(net.origin, family, 80, name="origin")
-    proxy = relay_on(net.router, family, mode, same_port=True)
-    plan = Plan(mode=mode, spoof=True, same_port=True)
-    Tables(net.router, kind, tmp_path).load(plan)
-    route(net.router, plan)
-    for _ in range(3):
-        name, seen, own = net.client.run(fetch, there)
-        assert (name, seen) == ("origin", f"{own[0]} {own[1]}")
-        assert proxy.recv() == (own, there)
+def test_same_port_spoofing(net: Topology, kind: str, mode: str, tmp_path: Path) -> None:
+    serve_on(net.origin, 80, name="origin")
+    proxy = relay_on(net.router, mode, same_port=True)
+    with loaded(Tables(net.router, kind, tmp_path), Plan(mode=mode, spoof=True, same_port=True)):
+        found = all_seen(net.client, proxy, *(3 * origin(net)), name="origin")
+        assert [seen for _, seen, _ in found] == [f"{own[0]} {own[1]}" for _, _, own in found]
 
 
 @kinds

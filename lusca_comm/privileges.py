@@ -267,7 +267,7 @@ def _open(**options: Any) -> Lack | None:
 
 def _refused(why: CommError) -> Lack:
     if why.errno not in (errno.EPERM, errno.EACCES):
-        return _parts(str(why.strerror))
+        return _parts(str(why.strerror), why.errno or 0)
     if not credentials.numbers():
         return "root", "open the sockets before privileges are dropped"
     return _capability("CAP_NET_RAW", "CAP_NET_ADMIN")
@@ -289,8 +289,11 @@ def _capability(*names: str) -> Lack:
     )
 
 
-def _parts(text: str) -> Lack:
-    """The library's messages say what is missing, then what mends it."""
+def _parts(text: str, code: int = 0) -> Lack:
+    """The library's messages: what is missing, perhaps the errno's text, what mends it."""
+    what, said, mend = text.partition(f": {os.strerror(code)}")
+    if said:
+        return what + said, mend.removeprefix(": ")
     missing, _, mend = text.partition(": ")
     return missing, mend
 

@@ -32,7 +32,8 @@ from lusca_comm.lab import Host, Lab
 from lusca_comm.lab import capabilities as caps
 from lusca_comm.privileges import DEFAULT_KEEP
 
-PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2  # linux/prctl.h
+PR_GET_KEEPCAPS = 7  # linux/prctl.h
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2
 
 
 @pytest.fixture
@@ -49,6 +50,42 @@ def test_a_uid_and_a_gid_without_entries(router: Host) -> None:
     own = router.run(run)
     assert (own.uids, own.gids, own.groups) == ((54321,) * 4, (54322,) * 4, {54322})
     assert_only(own, DEFAULT_KEEP)
+
+
+@real_root
+def test_supplementary_groups(router: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, 54321, 12])
+
+    def run() -> credentials.Credentials:
+        lc.drop_privileges(NOBODY)
+        return credentials.own()
+
+    assert router.run(run).groups == {pwd.getpwnam(NOBODY).pw_gid, 54321, 12}
+
+
+@real_root
+def test_a_later_change_of_uid_keeps_nothing(router: Host) -> None:
+    """PR_SET_KEEPCAPS ends with the drop."""
+
+    def run() -> int:
+        lc.drop_privileges(NOBODY, keep=[RAW, "CAP_SETUID"])
+        return int(caps.ctypes.CDLL(None).prctl(PR_GET_KEEPCAPS, 0, 0, 0, 0))
+
+    assert router.run(run) == 0
+
+
+def test_uid_0_and_its_bounding_set(router: Host) -> None:
+    """Where it cannot be emptied, what uid 0 executes would get it back: refused."""
+
+    def run() -> bool:
+        before = credentials.own()
+        with pytest.raises(lc.CommError, match="CAP_SETPCAP") as why:
+            lc.drop_privileges(None)
+        assert why.value.errno == errno.EPERM
+        return credentials.own() == before
+
+    assert router.run(run, capabilities=[RAW])
+    router.run(lc.drop_privileges, None, keep=(), capabilities=())
 
 
 @real_root

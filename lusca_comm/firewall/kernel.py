@@ -1,7 +1,7 @@
 """The kernel's end, by pyroute2: nftables transactions and lists, routes and rules.
 
-What the kernel refuses is Refused. pyroute2 is imported where it is used: plans
-and their texts do without it.
+What the kernel refuses is Refused. pyroute2 is imported where it is used: plans and their texts do
+without it.
 """
 
 from __future__ import annotations
@@ -79,9 +79,18 @@ def transact(parts: Iterable[Part]) -> None:
 
 def listed(nft: Any, kind: Kind, attrs: Named | None = None) -> Sequence[Any]:
     """All tables, or the rules of a table, or the elements of a set, as pyroute2 decodes them."""
-    with _refusals():
-        found: list[Any] = nft.request_get(*_message("GET", kind, attrs or []))
-        return found
+    return _whole(lambda: nft.request_get(*_message("GET", kind, attrs or [])))
+
+
+def _whole(dump: Callable[[], Iterable[Any]]) -> list[Any]:
+    """A dump's answers, anew if something changed meanwhile: then they are torn (netlink(7))."""
+    from pyroute2.netlink import NLM_F_DUMP_INTR
+
+    while True:
+        with _refusals():
+            answers = list(dump())
+        if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in answers):
+            return answers
 
 
 def _message(command: str, kind: Kind, attrs: Named) -> tuple[Any, int]:
@@ -103,9 +112,9 @@ def route(ip: Any, command: Literal["add", "del"], step: Step) -> None:
 def routes(ip: Any, step: Step) -> Sequence[Any]:
     """The routes in the step's table, or the rules of its family, as pyroute2 decodes them."""
     asked = ("family", "table") if step.kind == "route" else ("family",)
+    spec = {key: step.spec[key] for key in asked}
     try:
-        with _refusals():
-            return list(getattr(ip, step.kind)("dump", **{key: step.spec[key] for key in asked}))
+        return _whole(lambda: getattr(ip, step.kind)("dump", **spec))
     except Refused as why:
         if why.errno == errno.ENOENT:  # no such table
             return []

@@ -61,12 +61,12 @@ def test_the_ip_commands_do_what_apply_does(host: Host, name: str, plan: Plan) -
 
 @needs_nft
 def test_a_long_list_of_networks_is_one_set(host: Host) -> None:
-    """Of more elements than one netlink attribute can hold."""
+    """Of more elements than an attribute can hold, or a socket may send at once by default."""
     chance = random.Random(4)
     nets = [
         str(ipaddress.ip_network((chance.getrandbits(bits), length), strict=False))
         for bits, length in ((32, 24), (128, 48))
-        for _ in range(1000)
+        for _ in range(3000)
     ]
     plan = Plan(bypass=nets)
     with nothing_left(host), in_force(host, plan):

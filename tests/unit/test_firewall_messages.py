@@ -16,6 +16,7 @@ from firewall_plans import PLANS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lusca_comm.cli import main
 from lusca_comm.errors import CommError
 from lusca_comm.firewall import Plan, apply, kernel, remove
 from lusca_comm.firewall.nftables import table
@@ -107,17 +108,39 @@ def test_without_pyroute2_it_says_what_to_install(do: Any, monkeypatch: pytest.M
     assert caught.value.errno == errno.ENOSYS
 
 
+def test_the_command_says_it_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyroute2", None)
+    assert main(["rules", "--apply"]) == 1
+    assert "pip install 'lusca-comm[cli]'" in capsys.readouterr().err
+
+
+class Torn:
+    """A socket whose first list is interrupted by a change."""
+
+    def __init__(self) -> None:
+        self.answers = [[{"header": {"flags": 2}}, {"header": {"flags": 0x12}}], []]
+
+    def request_get(self, message: Any, kind: int) -> list[Any]:
+        return self.answers.pop(0)
+
+
+def test_a_torn_list_is_asked_for_again() -> None:
+    assert kernel.listed(Torn(), "table") == []
+
+
 def test_a_thread_of_its_own_where_a_loop_runs() -> None:
     def inside() -> int:
         with pytest.raises(RuntimeError):
             asyncio.get_running_loop()
         return threading.get_ident()
 
-    async def main() -> int:
+    async def under_a_loop() -> int:
         return kernel.outside_asyncio(inside)
 
     assert kernel.outside_asyncio(inside) == threading.get_ident()
-    assert asyncio.run(main()) != threading.get_ident()
+    assert asyncio.run(under_a_loop()) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         asyncio.run(fails())
 

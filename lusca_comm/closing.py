@@ -46,6 +46,8 @@ class Closing(Loop):
         self._check_thread()
         entry = self.table.find(sock)
         if entry is None or entry.closing:
+            if not _is_open(descriptor(sock)):
+                raise CommError(errno.EBADF, f"descriptor {sock} is not open")
             return holder(sock)
         self._forget(entry)
         self._release(entry)

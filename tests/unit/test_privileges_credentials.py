@@ -98,9 +98,10 @@ def test_a_name_twice():
     assert bits_of(["CAP_NET_RAW", "CAP_NET_RAW"]) == 1 << 13
 
 
-def test_a_name_in_place_of_a_set():
-    with pytest.raises(CommError, match="capabilities: CAP_NET_RAW;"):
-        bits_of("CAP_NET_RAW")
+@pytest.mark.parametrize("name", ["CAP_NET_RAW", ""])
+def test_a_name_in_place_of_a_set(name):
+    with pytest.raises(CommError, match=f"capabilities: {name};"):
+        bits_of(name)
 
 
 def test_a_bit_without_a_name():

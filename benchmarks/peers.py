@@ -86,7 +86,8 @@ _EXAMPLE = HERE.parent / "examples" / "tcp_relay.py"
 FLOOR = "C floor"
 PEERS: dict[str, Command] = {
     FLOOR: lambda scratch: [str(scratch.folder / "floor"), str(PORT), "127.0.0.1", str(ORIGIN)],
-    "comm": _python("comm"),
+    "comm and relay": _python("comm"),
+    "decide": _python("decide"),
     "HAProxy": _haproxy(""),
     "HAProxy, splice": _haproxy(_SPLICE),
     "nginx stream": _nginx,
@@ -97,13 +98,16 @@ PEERS: dict[str, Command] = {
     "asyncio streams": _python("asyncio-streams"),
 }
 INTERCEPTING: dict[str, Command] = {
+    FLOOR: lambda scratch: [str(scratch.folder / "floor"), str(PORT), "intercept"],
+    "policy": _python("policy", "--intercept"),
+    "decide": _python("decide", "--intercept"),
     "examples/tcp_relay.py": lambda _: [sys.executable, str(_EXAMPLE), str(PORT), "--quiet"],
     "HAProxy": _haproxy("", "haproxy-intercept.cfg"),
     "HAProxy, splice": _haproxy(_SPLICE, "haproxy-intercept.cfg"),
     "asyncio streams": _python("asyncio-streams", "--intercept"),
 }
 BUSY: dict[str, Command] = {
-    "comm": _python("comm", "--busy"),
+    "comm and relay": _python("comm", "--busy"),
     "uvloop Protocol": _uvloop("uvloop-protocol", "--busy"),
     "asyncio Protocol": _python("asyncio-protocol", "--busy"),
 }

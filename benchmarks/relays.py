@@ -4,8 +4,7 @@
 
 All of them do the same: accept on 127.0.0.1:PORT, connect to 127.0.0.1:ORIGIN_PORT, relay both
 ways with half-closes. ``--busy`` has another thread of the same interpreter compute all the time.
-``--intercept``, for asyncio-streams: accept what TPROXY delivers, go where it was going, in the
-client's name.
+``--intercept``: accept what TPROXY delivers, go where it was going, in the client's name.
 """
 
 import argparse
@@ -47,6 +46,43 @@ def comm(port: int, origin: int) -> None:
     lc.run()
 
 
+def decide(port: int, origin: int) -> None:
+    """intercept_relay(): the plane accepts and relays, Python is asked about each connection.
+
+    Nothing is intercepted here, so the engine that trusts getsockname stands in."""
+
+    def answer(questions: list[lc.Question]) -> None:
+        for question in questions:
+            question.relay((HOST, origin))
+
+    listener = lc.comm_open(address=(HOST, port), flags=lc.COMM_REUSEADDR)
+    lc.comm_listen(listener)
+    lc.intercept_relay(listener, decide=answer, policy=[("ask",)], engine="sockname", idle=300)
+    lc.run()
+
+
+def _intercepting_decide(port: int) -> None:
+    def answer(questions: list[lc.Question]) -> None:
+        for question in questions:
+            question.relay(spoof=True)
+
+    listener = _intercepting_listener(port)
+    lc.intercept_relay(listener, decide=answer, policy=[("ask",)], idle=300)
+    lc.run()
+
+
+def _intercepting_policy(port: int) -> None:
+    lc.intercept_relay(_intercepting_listener(port), policy=[("spoof",)], idle=300)
+    lc.run()
+
+
+def _intercepting_listener(port: int) -> socket.socket:
+    flags = lc.COMM_REUSEADDR | lc.COMM_TPROXY_LCL
+    listener = lc.comm_open(address=("0.0.0.0", port), flags=flags)
+    lc.comm_listen(listener)
+    return listener
+
+
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(65536):
@@ -67,7 +103,7 @@ def _transparent(address: tuple[str, int]) -> socket.socket:
     return sock
 
 
-def _intercepting_streams(port: int, _origin: int) -> Any:
+def _intercepting_streams(port: int) -> Any:
     """What a Python author writes today."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -182,10 +218,18 @@ def _uvloop(make: Callable[[int, int], Any]) -> Callable[[int, int], None]:
 
 RELAYS: dict[str, Callable[[int, int], None]] = {
     "comm": comm,
+    "decide": decide,
     "asyncio-streams": lambda port, origin: asyncio.run(_streams(port, origin)),
     "asyncio-protocol": lambda port, origin: asyncio.run(_protocol(port, origin)),
     "uvloop-streams": _uvloop(_streams),
     "uvloop-protocol": _uvloop(_protocol),
+}
+
+
+INTERCEPTING: dict[str, Callable[[int], None]] = {
+    "decide": _intercepting_decide,
+    "policy": _intercepting_policy,
+    "asyncio-streams": lambda port: asyncio.run(_intercepting_streams(port)),
 }
 
 
@@ -197,7 +241,7 @@ def _compute() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="one relay of the benchmarks")
-    parser.add_argument("name", choices=sorted(RELAYS))
+    parser.add_argument("name", choices=sorted({*RELAYS, *INTERCEPTING}))
     parser.add_argument("port", type=int)
     parser.add_argument("origin", type=int)
     parser.add_argument("--busy", action="store_true")
@@ -207,7 +251,7 @@ def main() -> None:
         threading.Thread(target=_compute, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         if options.intercept:
-            asyncio.run(_intercepting_streams(options.port, options.origin))
+            INTERCEPTING[options.name](options.port)
         else:
             RELAYS[options.name](options.port, options.origin)
 

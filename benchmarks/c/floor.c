@@ -3,6 +3,7 @@
  * pipe of 1 MB. No time-outs, no counters, no limits, no addresses but the one on the command line.
  *
  *     floor PORT HOST ORIGIN_PORT
+ *     floor PORT intercept             TPROXY in, to where it was going, in the client's name
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -12,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -195,13 +197,32 @@ static void run(struct pair *p)
     }
 }
 
-static void begin(int client, const struct sockaddr_in *origin)
+static int intercept;
+
+/* From the client's address to the original destination, which is the local address. */
+static void take_names(int client, int up, struct sockaddr_in *peer, struct sockaddr_in *origin)
+{
+    socklen_t len = sizeof *origin;
+    int one = 1;
+
+    if (getsockname(client, (struct sockaddr *)origin, &len) < 0)
+        die("getsockname");
+    peer->sin_port = 0;
+    if (setsockopt(up, SOL_IP, IP_TRANSPARENT, &one, sizeof one) < 0
+        || setsockopt(up, SOL_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one) < 0
+        || bind(up, (struct sockaddr *)peer, sizeof *peer) < 0)
+        die("the client's name");
+}
+
+static void begin(int client, struct sockaddr_in *peer, struct sockaddr_in *origin)
 {
     struct pair *p = calloc(1, sizeof *p);
     int one = 1, i, up = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
     if (p == NULL || up < 0)
         die("socket");
+    if (intercept)
+        take_names(client, up, peer, origin);
     setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     setsockopt(up, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (connect(up, (const struct sockaddr *)origin, sizeof *origin) < 0 && errno != EINPROGRESS)
@@ -222,19 +243,26 @@ static void begin(int client, const struct sockaddr_in *origin)
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in here = {.sin_family = AF_INET}, origin = {.sin_family = AF_INET};
+    struct sockaddr_in here = {.sin_family = AF_INET}, origin = {.sin_family = AF_INET}, peer;
     struct epoll_event e = {.events = EPOLLIN}, events[EVENTS];
     struct rlimit many;
     int l = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), one = 1, i, n, fd;
 
-    if (argc != 4)
+    socklen_t len;
+
+    intercept = argc == 3 && strcmp(argv[2], "intercept") == 0;
+    if (argc != 4 && !intercept)
         return 2;
     getrlimit(RLIMIT_NOFILE, &many);
     many.rlim_cur = many.rlim_max;
     setrlimit(RLIMIT_NOFILE, &many);
     here.sin_port = htons(atoi(argv[1]));
-    origin.sin_port = htons(atoi(argv[3]));
-    inet_pton(AF_INET, argv[2], &origin.sin_addr);
+    if (!intercept) {
+        origin.sin_port = htons(atoi(argv[3]));
+        inet_pton(AF_INET, argv[2], &origin.sin_addr);
+    } else if (setsockopt(l, SOL_IP, IP_TRANSPARENT, &one, sizeof one) < 0) {
+        die("IP_TRANSPARENT");
+    }
     setsockopt(l, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(l, (struct sockaddr *)&here, sizeof here) < 0 || listen(l, 65535) < 0)
         die("listen");
@@ -248,8 +276,10 @@ int main(int argc, char **argv)
             struct side *s = events[i].data.ptr;
 
             if (s == NULL) {
-                while ((fd = accept4(l, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0)
-                    begin(fd, &origin);
+                while (len = sizeof peer,
+                       (fd = accept4(l, (struct sockaddr *)&peer, &len,
+                                     SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0)
+                    begin(fd, &peer, &origin);
                 continue;
             }
             if (s->pair->dead)

@@ -65,7 +65,8 @@ struct lc_engine {
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #endif
 
-extern const struct lc_engine lc_tproxy4, lc_tproxy2, lc_netfilter, lc_sockname, lc_null;
+extern const struct lc_engine lc_tproxy4, lc_tproxy2, lc_bindany, lc_netfilter, lc_pf, lc_ipfilter,
+    lc_sockname, lc_null;
 
 /* Rows that code outside the table refers to. */
 int lc_engine_row(const struct lc_engine *engine);
@@ -81,6 +82,9 @@ int lc_is_wildcard(const struct lc_addr *addr);
 
 /* sock.c: the local address from which a socket opened like this would send to `to`. */
 int lc_source(const struct lc_open *request, const struct lc_addr *to, struct lc_addr *out);
+
+/* engine_ipfilter.c: what its row's probe does not do, see there. */
+int lc_ipfilter_open(void);
 
 /* engine_tproxy4.c: 1 the socket carries IP_TRANSPARENT, 0 it does not or the system has none. */
 int lc_is_transparent(int fd);

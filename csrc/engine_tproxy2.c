@@ -16,8 +16,8 @@
  * never connect, are bound when they are opened, from the route to the foreign address.
  *
  * No header of today's has these numbers. 11274 is no other option anywhere, so a kernel without
- * the patch answers ENOPROTOOPT. Options 20 to 25, the patch's first version, are others today, and
- * are never asked.
+ * the patch answers ENOPROTOOPT. Options 20 to 25 are the patch's first version, and others today:
+ * nothing that is done with this engine touches them.
  */
 #include "engine.h"
 
@@ -148,8 +148,12 @@ static int assign(int fd, const struct lc_open *request, const struct lc_addr *w
     bound = local.port != 0;
     if (!bound && (err = bind_local(fd, request, towards)) < 0)
         return err;
+    /* Until now it could send anywhere, or was to connect elsewhere: its hold on the foreign port
+     * was for that. -ENOENT: it had none. */
+    if (bound && !(request->flags & LC_TPROXY_LCL))
+        (void)tell_number(fd, UNASSIGN, 0);
     err = tell_address(fd, ASSIGN, wanted);
-    return bound && err == -EEXIST ? 0 : err;   /* its own, of an earlier call */
+    return bound && err == -EEXIST ? 0 : err;
 }
 
 /* EINVAL: the foreign address and port are another socket's. */
@@ -158,21 +162,6 @@ static int set_flags(int fd, uint32_t flags)
     int err = tell_number(fd, FLAGS, flags);
 
     return err == -EINVAL ? -EADDRINUSE : err;
-}
-
-static int do_bind(int fd, const struct lc_open *request, const struct lc_addr *wanted)
-{
-    int listens = (request->flags & LC_TPROXY_LCL) != 0;
-    int err = foreign(wanted);
-
-    if (err <= 0)
-        return err < 0 ? err : 1;
-    if (request->type == SOCK_STREAM && !listens)
-        return 0;
-    err = assign(fd, request, wanted, wanted);
-    if (err < 0 || request->type == SOCK_STREAM)
-        return err;
-    return set_flags(fd, listens ? ITP_LISTEN | ITP_UNIDIR : ITP_CONNECT);
 }
 
 static int seen(int fd, struct lc_addr *out)
@@ -191,17 +180,37 @@ static int seen(int fd, struct lc_addr *out)
     return 0;
 }
 
-static int listening(int fd)
+/* NAT chooses the port of a connection; a listener's has to be known before the first packet. */
+static int listen_with(int fd, uint32_t flags)
 {
     struct lc_addr address;
     int err = seen(fd, &address);
 
-    if (err < 0)
-        return err == -ENOENT ? 0 : err;
-    /* NAT chooses the port of a connection; a listener's has to be known before the first packet. */
-    if (address.port == 0 && (err = tell_number(fd, ALLOC, 0)) < 0)
+    if (err == 0 && address.port == 0)
+        err = tell_number(fd, ALLOC, 0);
+    return err < 0 ? err : set_flags(fd, flags);
+}
+
+static int listening(int fd)
+{
+    int err = listen_with(fd, ITP_LISTEN);
+
+    return err == -ENOENT ? 0 : err;    /* nothing foreign about it */
+}
+
+static int do_bind(int fd, const struct lc_open *request, const struct lc_addr *wanted)
+{
+    int listens = (request->flags & LC_TPROXY_LCL) != 0;
+    int err = foreign(wanted);
+
+    if (err <= 0)
+        return err < 0 ? err : 1;
+    if (request->type == SOCK_STREAM && !listens)
+        return 0;
+    err = assign(fd, request, wanted, wanted);
+    if (err < 0 || request->type == SOCK_STREAM)
         return err;
-    return set_flags(fd, ITP_LISTEN);
+    return listens ? listen_with(fd, ITP_LISTEN | ITP_UNIDIR) : set_flags(fd, ITP_CONNECT);
 }
 
 /* With the remote address known, one foreign port serves several sockets that connect to different
@@ -216,9 +225,6 @@ static int connecting(int fd, const struct lc_open *request, const struct lc_add
         return err;
     if (to->family != 4)
         return -EAFNOSUPPORT;
-    /* Until now it could send anywhere, so the foreign port was its alone. */
-    if (request->type == SOCK_DGRAM && !listens && (err = tell_number(fd, UNASSIGN, 0)) < 0)
-        return err;
     if ((err = assign(fd, request, wanted, to)) == 0 && (err = tell_address(fd, CONNECT, to)) == 0)
         err = set_flags(fd, request->type == SOCK_STREAM ? ITP_CONNECT | ITP_ONCE
                         : listens ? ITP_ESTABLISHED : ITP_CONNECT);

@@ -119,9 +119,14 @@ int lc_own(const struct lc_addr *a)
         memcpy(&ss, i->ifa_addr, len);
         if (lc_from_sockaddr(&ss, len, &one) < 0 || one.family != a->family)
             continue;
-        /* KAME stacks keep the scope of a link-local address in its second 16 bits here. */
-        if (one.family == 6 && one.ip[0] == 0xfe && (one.ip[1] & 0xc0) == 0x80)
+        /* Some KAME stacks keep the interface of a link-local address in its second 16 bits. */
+        if (one.family == 6 && one.ip[0] == 0xfe && (one.ip[1] & 0xc0) == 0x80) {
+            if (one.scope == 0)
+                one.scope = (uint32_t)one.ip[2] << 8 | one.ip[3];
             one.ip[2] = one.ip[3] = 0;
+            if (a->scope != 0 && one.scope != a->scope)
+                continue;
+        }
         found = memcmp(one.ip, a->ip, a->family == 4 ? 4 : 16) == 0;
     }
     freeifaddrs(list);

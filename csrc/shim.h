@@ -78,8 +78,9 @@ struct lc_accepted {
 
 /* One connection, non-blocking, close-on-exec unless `inherit`. -EAGAIN: the queue is empty. */
 int lc_accept(int fd, int inherit, struct lc_accepted *out);
-/* listen(2), for a socket that was opened as `request` says; NULL: for any other. */
-int lc_listen(int fd, const struct lc_open *request, int backlog);
+/* listen(2), for a socket that was opened as `request` says; NULL: for any other. `defer`: seconds
+ * that a connection may wait in the kernel for its first bytes; 0: it does not. */
+int lc_listen(int fd, const struct lc_open *request, int backlog, int defer);
 /* connect(2); -EINPROGRESS where it goes on in the background. */
 int lc_connect(int fd, const struct lc_addr *to);
 /* lc_connect from the address that `request`, with which the socket was opened, names.
@@ -87,11 +88,22 @@ int lc_connect(int fd, const struct lc_addr *to);
 int lc_connect_as(int fd, const struct lc_open *request, const struct lc_addr *to);
 /* SO_ERROR, which reading clears: an errno (positive), 0, or -errno of the question. */
 int lc_error(int fd);
+/* The end of the stream: shutdown(2) of the sending half. */
+int lc_finish(int fd);
+/* Resets a connection now, whoever else holds the socket, and has closing do no more. */
+int lc_abort(int fd);
 int lc_local(int fd, struct lc_addr *out);
 /* The address that others see of a socket opened as `request` says: lc_local, unless its engine
  * gives it another. */
 int lc_seen(int fd, const struct lc_open *request, struct lc_addr *out);
 int lc_peer(int fd, struct lc_addr *out);
+
+/* One datagram, and where it was going; family 0 in `original`: the socket was not opened to be told.
+ * -EAGAIN: none waits. */
+int lc_recv(int fd, void *buffer, int size, struct lc_addr *peer, struct lc_addr *original);
+/* One datagram, from `from`, where that is not NULL and the system can say so. */
+int lc_send(int fd, const void *data, int size, const struct lc_addr *to,
+            const struct lc_addr *from);
 
 /* Options by what they mean. Bytes, seconds; keepalive: a part that is 0 is left as it is. */
 int lc_set_tos(int fd, int tos);
@@ -122,11 +134,13 @@ const char *lc_engine_name(int engine);
 unsigned lc_engine_abilities(int engine);
 /* 0: works on this machine; else -errno. Opens the devices the engine needs, once. */
 int lc_engine_probe(int engine);
+/* The same of an engine that the user named: one that is not even probed otherwise (-ECANCELED). */
+int lc_engine_open(int engine);
 /* Grants a socket that exists the right to foreign local addresses. */
 int lc_allow(int fd, int engine);
 
 struct lc_origin {
-    int engine;         /* row of the table that answered */
+    int engine;         /* row of the table that answered, or that failed; -1: none */
     int translated;     /* the destination was rewritten (NAT) */
     int transparent;    /* the socket carries IP_TRANSPARENT (or its like) */
     int own;            /* 1: the local address is one of this machine's; 0: not; -1: not asked */
@@ -139,6 +153,23 @@ struct lc_origin {
 /* Where the connection on `fd` was going. engine -1: found out from the signs on the socket.
  * -ENOENT: not intercepted. */
 int lc_original(int fd, int engine, struct lc_origin *out);
+/* The same of one datagram: `local` is the destination that it arrived with. */
+int lc_original_of(int fd, int engine, const struct lc_addr *local, const struct lc_addr *peer,
+                   struct lc_origin *out);
+
+/* A system as the engines see its devices: the calls answer >= 0 or -errno. */
+struct lc_machine {
+    const char *system; /* whose layouts the devices speak: "freebsd", "netbsd", "openbsd", ... */
+    int (*open)(const char *path, int flags);
+    int (*control)(int fd, unsigned long command, void *argument);
+    int (*rdomain)(int fd);
+};
+
+/* Puts another machine's devices in the place of this one's, for tests; NULL: this one's again.
+ * Devices that are open are closed. `other` must outlive its use. */
+void lc_machine_is(const struct lc_machine *other);
+/* Which system this is, as struct lc_machine names it. */
+const char *lc_system(void);
 
 /* -- the data plane: docs/internals/plane.md -------------------------------------------------- */
 

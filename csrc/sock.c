@@ -65,8 +65,9 @@ static int set_device(int fd, const char *device)
 #endif
 }
 
-/* Datagrams tell their original destination in a control message; a dual-stack socket needs both
- * options (ip(7), ipv6(7)). */
+/* Datagrams tell their original destination in a control message. On Linux a dual-stack socket needs
+ * both options (ip(7), ipv6(7)). On FreeBSD they are one bit of the socket, which its own family's
+ * option sets and the other's refuses (ip(4), ip6(4)). */
 static int ask_origdst(int fd, int family, int dualstack)
 {
 #if defined(IP_RECVORIGDSTADDR) && defined(IPV6_RECVORIGDSTADDR)
@@ -74,6 +75,9 @@ static int ask_origdst(int fd, int family, int dualstack)
 
     if (family == AF_INET6)
         err = set_int(fd, IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1);
+#ifndef __linux__
+    dualstack = 0;
+#endif
     if (err == 0 && (family == AF_INET || dualstack))
         err = set_int(fd, IPPROTO_IP, IP_RECVORIGDSTADDR, 1);
     return err;
@@ -118,24 +122,43 @@ static struct lc_addr wanted(const struct lc_open *r)
     return address;
 }
 
-static int do_bind(int fd, int family, const struct lc_open *r)
+/* The engine, where it binds in its own way; else NULL. */
+static const struct lc_engine *binder(const struct lc_open *r)
 {
     const struct lc_engine *engine = lc_engine_at(r->engine);
+
+    return engine != NULL && engine->bind != NULL ? engine : NULL;
+}
+
+static int do_bind(int fd, int family, const struct lc_open *r)
+{
+    const struct lc_engine *engine = binder(r);
     struct lc_addr address = wanted(r);
     struct sockaddr_storage ss;
     socklen_t len;
 
-    if (engine != NULL && engine->bind != NULL) {
+    if (engine != NULL) {
         int err = engine->bind(fd, r, &address);
         if (err <= 0)
             return err;
-    }
-    if (only_connects(r) && address.port == 0 && r->type == SOCK_STREAM)
+    } else if (only_connects(r) && address.port == 0 && r->type == SOCK_STREAM)
         late_port(fd);
     len = lc_to_sockaddr(&address, family, &ss);
     if (len == 0)
         return -EAFNOSUPPORT;
     return bind(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
+}
+
+/* TPROXY delivers to no listener without the right, whatever its address. Elsewhere it is a right to
+ * bind, which a listener on an address of this machine needs no root for. */
+static int needs_right(const struct lc_open *r)
+{
+#ifdef __linux__
+    (void)r;
+    return 1;
+#else
+    return (r->flags & LC_TPROXY_REM) || !(lc_is_wildcard(&r->address) || lc_own(&r->address) == 1);
+#endif
 }
 
 /* Lusca's order: socket, TOS, close-on-exec, reuse, the right to a foreign address, bind,
@@ -167,10 +190,11 @@ static int set_up(int fd, int family, const struct lc_open *r, int *step)
     if (r->device[0] != '\0' && (err = set_device(fd, r->device)) < 0)
         return err;
     *step = LC_STEP_RIGHT;
-    if (r->engine >= 0 && (err = lc_engine_allow(r->engine, fd, family)) < 0)
+    if (r->engine >= 0 && needs_right(r)
+        && (err = lc_engine_allow(r->engine, fd, family)) < 0)
         return err;
     *step = LC_STEP_ORIGDST;
-    if (r->type == SOCK_DGRAM && (r->flags & LC_TPROXY_LCL)
+    if (r->type == SOCK_DGRAM && (r->flags & (LC_TPROXY_LCL | LC_INTERCEPT)) && binder(r) == NULL
         && (err = ask_origdst(fd, family, r->dualstack)) < 0)
         return err;
     *step = LC_STEP_BIND;
@@ -352,13 +376,54 @@ int lc_connect(int fd, const struct lc_addr *to)
     return connect(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
 }
 
-int lc_listen(int fd, const struct lc_open *request, int backlog)
+/* Linux takes the option before listen(2), FreeBSD its filter only after (accf_data(9)). Elsewhere
+ * connections are not deferred. */
+int lc_listen(int fd, const struct lc_open *request, int backlog, int defer)
 {
     const struct lc_engine *engine = request == NULL ? NULL : lc_engine_at(request->engine);
 
+    (void)defer;
+#ifdef TCP_DEFER_ACCEPT
+    if (defer > 0) {
+        int err = set_int(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, defer);
+        if (err < 0)
+            return err;
+    }
+#endif
     if (listen(fd, backlog) < 0)
         return -errno;
+#ifdef SO_ACCEPTFILTER
+    if (defer > 0) {
+        struct accept_filter_arg filter = {.af_name = "dataready"};
+        if (setsockopt(fd, SOL_SOCKET, SO_ACCEPTFILTER, &filter, sizeof filter) < 0)
+            return -errno;
+    }
+#endif
     return engine == NULL || engine->listening == NULL ? 0 : engine->listening(fd);
+}
+
+int lc_finish(int fd)
+{
+    return shutdown(fd, SHUT_WR) < 0 ? -errno : 0;
+}
+
+int lc_abort(int fd)
+{
+    struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    struct lc_addr peer;
+
+    if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) < 0)
+        return -errno;
+    if (lc_peer(fd, &peer) < 0)
+        return 0;
+#ifdef __linux__
+    /* SO_LINGER acts with the last close, and a dup or a forked child may hold the socket too.
+     * Dissolving the association (connect(2)) resets at once. */
+    struct sockaddr unspec = {.sa_family = AF_UNSPEC};
+    if (connect(fd, &unspec, sizeof unspec) < 0)
+        return -errno;
+#endif
+    return 0;
 }
 
 int lc_connect_as(int fd, const struct lc_open *request, const struct lc_addr *to)

@@ -27,6 +27,7 @@ from .constants import (
     COMM_TPROXY_REM,
     COMM_TRANSPARENT_PORT,
 )
+from .datagram import Datagram
 from .engines import Engine, engines
 from .errors import CommError, NotIntercepted
 from .intercept import Interception, original_destination
@@ -54,6 +55,10 @@ comm_lingering_close = default_reactor.comm_lingering_close
 comm_detach = default_reactor.comm_detach
 comm_add_close_handler = default_reactor.comm_add_close_handler
 comm_remove_close_handler = default_reactor.comm_remove_close_handler
+comm_udp_sendto = default_reactor.comm_udp_sendto
+comm_udp_recvfrom = default_reactor.comm_udp_recvfrom
+comm_udp_reply = default_reactor.comm_udp_reply
+comm_note = default_reactor.comm_note
 comm_set_tos = default_reactor.comm_set_tos
 comm_get_tos = default_reactor.comm_get_tos
 comm_set_keepalive = default_reactor.comm_set_keepalive
@@ -94,6 +99,7 @@ __all__ = [
     "COMM_TPROXY_REM",
     "COMM_TRANSPARENT_PORT",
     "CommError",
+    "Datagram",
     "Engine",
     "Interception",
     "NotIntercepted",
@@ -116,6 +122,7 @@ __all__ = [
     "comm_lingering_close",
     "comm_listen",
     "comm_local_port",
+    "comm_note",
     "comm_open",
     "comm_read",
     "comm_remove_close_handler",
@@ -131,6 +138,9 @@ __all__ = [
     "comm_set_timeout",
     "comm_set_tos",
     "comm_spoof",
+    "comm_udp_recvfrom",
+    "comm_udp_reply",
+    "comm_udp_sendto",
     "comm_write",
     "default_reactor",
     "engines",

@@ -2,19 +2,20 @@
 
 The way of a connection through the files: :mod:`~lusca_comm.sockets` accepts it,
 :mod:`~lusca_comm.intercept` says where it was going, :mod:`~lusca_comm.spoof` opens the socket that
-goes there in the client's name, :mod:`~lusca_comm.connect` connects it, and
-:mod:`~lusca_comm.relay` moves the bytes.
+goes there in the client's name, :mod:`~lusca_comm.connect` connects it,
+:mod:`~lusca_comm.relay` moves the bytes, and :mod:`~lusca_comm.closing` ends it. Datagrams have
+:mod:`~lusca_comm.datagram` to themselves.
 """
 
 from __future__ import annotations
 
+from .datagram import Datagrams
 from .options import Options
-from .relay import Relays
 
 __all__ = ["Reactor", "default_reactor"]
 
 
-class Reactor(Relays, Options):
+class Reactor(Datagrams, Options):
     """A loop with every ``comm_`` call. The functions of :mod:`lusca_comm` are those of
     ``default_reactor``."""
 

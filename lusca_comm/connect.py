@@ -10,16 +10,65 @@ from typing import Any
 from . import intercept, spoof
 from ._shim import ffi, lib
 from .address import Address, descriptor, to_shim
-from .constants import COMM_ERR_CONNECT, COMM_OK, COMM_SELECT_WRITE, COMM_TIMEOUT
+from .constants import (
+    COMM_ERR_CLOSING,
+    COMM_ERR_CONNECT,
+    COMM_OK,
+    COMM_SELECT_WRITE,
+    COMM_TIMEOUT,
+)
 from .errors import CommError
 from .fdtable import Entry
-from .reactor.timers import Timer
+from .reactor.timers import Timer, seconds_of
 from .sockets import Sockets
 
 __all__ = ["Connects"]
 
 ConnectCallback = Callable[[Any, int, Any], object]
 """``callback(sock, status, data)``."""
+
+
+class _Connect:
+    """A connect under way. It ends once: by success, failure, time or closing."""
+
+    __slots__ = ("callback", "data", "ended", "entry", "loop", "timer", "to")
+
+    def __init__(
+        self, loop: Connects, entry: Entry, to: Any, callback: ConnectCallback, data: Any
+    ) -> None:
+        self.loop = loop
+        self.entry = entry
+        self.to = to
+        self.callback = callback
+        self.data = data
+        self.timer: Timer | None = None
+        self.ended = False
+
+    def on_writable(self, _sock: Any, _data: Any) -> None:
+        code = _outcome(self.entry.fd, self.to)
+        if code == errno.EINPROGRESS:
+            self.loop._arm(self.entry, COMM_SELECT_WRITE, self.on_writable)
+        else:
+            self.failed(code) if code else self.end(COMM_OK)
+
+    def failed(self, code: int, status: int = COMM_ERR_CONNECT) -> None:
+        if not self.ended:
+            self.entry.error = code
+            self.end(status)
+
+    def timed_out(self) -> None:
+        self.failed(errno.ETIMEDOUT, COMM_TIMEOUT)
+
+    def end(self, status: int) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self.timer is not None:
+            self.loop.timers.cancel(self.timer)
+        if status != COMM_ERR_CLOSING:
+            del self.entry.pending["connect"]
+            self.loop._arm(self.entry, COMM_SELECT_WRITE, None)
+        self.callback(self.entry.sock, status, self.data)
 
 
 class Connects(Sockets):
@@ -34,7 +83,7 @@ class Connects(Sockets):
         timeout: float | None = None,
     ) -> None:
         """Connects `sock` to `address` and calls ``callback(sock, status, data)``, never before
-        this call has returned.
+        this call has returned. It takes the write slot of :meth:`comm_set_select`.
 
         status: COMM_OK; COMM_ERR_CONNECT, and :meth:`comm_error` has the errno; COMM_TIMEOUT after
         `timeout` seconds; COMM_ERR_CLOSING where the socket was closed meanwhile. The socket stays
@@ -44,62 +93,34 @@ class Connects(Sockets):
         already gets another port; :meth:`comm_spoof` tells.
 
         :raises CommError: EINVAL for an address that is none, EALREADY while a connect is under
-            way, EBADF; never for what the network does.
+            way, EBUSY in the middle of a relay, EBADF; never for what the network does.
         """
         if not callable(callback):
             raise TypeError(f"callback {callback!r} is not callable")
+        if timeout is not None:
+            seconds_of(timeout, "timeout")
         to = to_shim(address)
         entry = self._entry(sock)
-        if "connect" in entry.pending:
-            raise CommError(errno.EALREADY, f"descriptor {entry.fd} is connecting already")
-        timer: Timer | None = None
-
-        def finish(status: int) -> None:
-            entry.pending.pop("connect", None)
-            if timer is not None:
-                self.timers.cancel(timer)
-            callback(entry.sock, status, data)
-
-        def fail(code: int, status: int = COMM_ERR_CONNECT) -> None:
-            entry.error = code
-            if not entry.closing:
-                self.comm_set_select(entry.sock, COMM_SELECT_WRITE, None)
-            if "connect" in entry.pending:
-                finish(status)
-
-        def timed_out() -> None:
-            fail(errno.ETIMEDOUT, COMM_TIMEOUT)
-
-        def begun() -> None:
-            if "connect" in entry.pending:
-                finish(COMM_OK)
-
-        def on_writable(_sock: Any, _data: Any) -> None:
-            code = _outcome(entry.fd, to)
-            if code == errno.EINPROGRESS:
-                self.comm_set_select(entry.sock, COMM_SELECT_WRITE, on_writable)
-            elif code:
-                fail(code)
-            else:
-                finish(COMM_OK)
-
+        self._refuse_while(entry, "connect", "write", "relay", "lingering close")
+        self._unblock(entry)
+        connect = _Connect(self, entry, to, callback, data)
         entry.error = 0
-        entry.pending["connect"] = finish
         code = self._begin_connect(entry, to)
+        entry.pending["connect"] = connect.end
         if code == errno.EINPROGRESS:
-            self.comm_set_select(entry.sock, COMM_SELECT_WRITE, on_writable)
+            self._arm(entry, COMM_SELECT_WRITE, connect.on_writable)
             if timeout is not None:
-                timer = self.timers.schedule(time.monotonic() + timeout, timed_out)
+                connect.timer = self.timers.schedule(time.monotonic() + timeout, connect.timed_out)
         elif code in (0, errno.EISCONN):
-            self._ready.append((begun, ()))
+            self._ready.append((connect.end, (COMM_OK,)))
         else:
-            self._ready.append((fail, (code,)))
+            self._ready.append((connect.failed, (code,)))
 
     def _begin_connect(self, entry: Entry, to: Any) -> int:
         """0, or the errno of connect(2)."""
         self.system_calls["connect"] += 1
-        code: int = -lib.lc_connect(entry.fd, to)
         request = entry.request
+        code = _connect(entry, to)
         if code == errno.EADDRNOTAVAIL and request is not None and request.address.port:
             if not request.flags & lib.LC_TRANSPARENT_PORT:
                 return code
@@ -107,39 +128,47 @@ class Connects(Sockets):
                 # The number gets another open file: the poller must not know the old one.
                 self._set_interest(entry, 0)
                 entry.spoof_reason = spoof.port_reopened(entry.fd, request)
-            except CommError as why:
+            except OSError as why:
                 return why.errno or errno.EADDRNOTAVAIL
             self._touch(entry)
-            code = -lib.lc_connect(entry.fd, to)
-        if request is None and code in (0, errno.EINPROGRESS):
+            code = _connect(entry, to)
+        if entry.outgoing is not None:
+            intercept.forget_outgoing(entry.outgoing)
+        if not entry.flags & lib.LC_TPROXY_REM and code in (0, errno.EINPROGRESS):
             entry.outgoing = intercept.remember_outgoing(entry.fd, to)
         return code
 
     def comm_error(self, sock: Any) -> int:
         """The errno of the last failure on `sock`, 0 where there was none."""
-        entry = self.table.find_object(sock) or self.table.find(sock)
-        if entry is not None and entry.error:
-            return entry.error
-        err = int(lib.lc_error(descriptor(sock)))
+        fd, entry = descriptor(sock), self.table.find(sock)
+        if entry is not None and (entry.error or "connect" in entry.pending):
+            return entry.error  # reading SO_ERROR would take the outcome away from the connect
+        err = int(lib.lc_error(fd))
         if err < 0:
             raise CommError(-err)
+        if entry is not None:
+            entry.error = err
         return err
+
+
+def _connect(entry: Entry, to: Any) -> int:
+    if entry.request is None:
+        return -int(lib.lc_connect(entry.fd, to))
+    return -int(lib.lc_connect_as(entry.fd, entry.request, to))
 
 
 def _outcome(fd: int, to: Any) -> int:
     """How the connect on `fd` ended: an errno, 0, or EINPROGRESS where it has not.
 
-    SO_ERROR alone is not enough: it is 0 before the end too, and an event can be spurious. Asking
-    connect(2) again tells: EISCONN, EALREADY, or what went wrong.
+    A peer is there once it has succeeded. Else SO_ERROR tells, but it is 0 before the end too, and
+    an event can be spurious; then connect(2) is asked again: EISCONN, EALREADY, or what went wrong.
     """
-    err = lib.lc_error(fd)
-    if err == 0 and lib.lc_peer(fd, _scratch) == -errno.ENOTCONN:
-        err = lib.lc_connect(fd, to)
-        if -err in (errno.EALREADY, errno.EINPROGRESS):
-            return errno.EINPROGRESS
-        if -err == errno.EISCONN:
-            return 0
-    return abs(int(err))
+    if lib.lc_peer(fd, _scratch) == 0:
+        return 0
+    err = -int(lib.lc_error(fd)) or int(lib.lc_connect(fd, to))
+    if -err in (errno.EALREADY, errno.EINPROGRESS):
+        return errno.EINPROGRESS
+    return 0 if -err == errno.EISCONN else abs(err)
 
 
 _scratch = ffi.new("struct lc_addr *")

@@ -27,9 +27,23 @@ _ABILITIES = {
     "named only": lib.LC_NAMED_ONLY,
 }
 
+# (the kernel's SIOCGNATL, measured on FreeBSD 14)
+_PANICS = (
+    "on a stock FreeBSD kernel its lookup (SIOCGNATL) panics the machine, because "
+    "ipf_nat_lookupredir leaves fin_main_soft unset: "
+)
+
 _ABSENT = {
     ("netfilter", errno.ENOPROTOOPT): "the kernel has no conntrack: `modprobe nf_conntrack`",
+    ("tproxy2", errno.ENOPROTOOPT): "the kernel has no IP_TPROXY (Balabit's cttproxy patch)",
+    ("tproxy2", errno.EINVAL): "the kernel's cttproxy is not of version 2.0",
     ("tproxy4", errno.ENOPROTOOPT): "the kernel has no IP_TRANSPARENT (Linux 2.6.28 or newer)",
+    ("pf", errno.ENXIO): "there is no /dev/pf: `kldload pf`, on NetBSD `modload pf`",
+    ("pf", errno.EACCES): "/dev/pf is root's: open the listener before privileges are dropped",
+    ("ipfilter", errno.ECANCELED): "not even probed unless LUSCA_COMM_ENGINE names it",
+    ("ipfilter", errno.ENXIO): "there is no /dev/ipnat: `kldload ipl`, on NetBSD `modload ipl`",
+    ("ipfilter", errno.EACCES): "/dev/ipnat is root's: open the listener before privileges are "
+    "dropped",
 }
 
 
@@ -50,7 +64,10 @@ class Engine(NamedTuple):
             return ""
         if self.errno == errno.ENOTSUP:
             return "not a mechanism of this system"
-        return _ABSENT.get((self.name, self.errno), os.strerror(self.errno))
+        why = _ABSENT.get((self.name, self.errno), os.strerror(self.errno))
+        if self.name == "ipfilter" and ffi.string(lib.lc_system()) == b"freebsd":
+            return _PANICS + why
+        return why
 
 
 _NAMES: tuple[str, ...] = tuple(
@@ -72,10 +89,15 @@ def row_of(name: str) -> int:
         raise CommError(errno.EINVAL, f"no engine {name!r}: one of {', '.join(_NAMES)}") from None
 
 
+def _named() -> list[str]:
+    return [name.strip() for name in os.environ.get("LUSCA_COMM_ENGINE", "").split(",")]
+
+
 def engine(row: int) -> Engine:
-    """The row, probed."""
+    """The row, probed; one that may be harmful only if LUSCA_COMM_ENGINE names it."""
     can = frozenset(name for name, bit in _ABILITIES.items() if _CAN[row] & bit)
-    return Engine(_NAMES[row], row, can, -lib.lc_engine_probe(row))
+    probe = lib.lc_engine_open if _NAMES[row] in _named() else lib.lc_engine_probe
+    return Engine(_NAMES[row], row, can, -probe(row))
 
 
 def engines() -> tuple[Engine, ...]:
@@ -85,10 +107,7 @@ def engines() -> tuple[Engine, ...]:
 
 def named(ability: str) -> tuple[int, ...]:
     """The rows that LUSCA_COMM_ENGINE names and that have `ability`; () where it names none."""
-    text = os.environ.get("LUSCA_COMM_ENGINE")
-    if not text:
-        return ()
-    rows = tuple(row_of(name.strip()) for name in text.split(",") if name.strip())
+    rows = tuple(row_of(name) for name in _named() if name)
     return tuple(row for row in rows if _CAN[row] & _ABILITIES[ability])
 
 
@@ -101,10 +120,12 @@ def spoofer(ability: str) -> int:
     rows = named(ability) or [
         row for row, can in enumerate(_CAN) if can & bit and not can & lib.LC_NAMED_ONLY
     ]
-    found = [engine(row) for row in rows]
-    for one in found:
+    found = []
+    for row in rows:
+        one = engine(row)
         if one.errno == 0:
-            return one.row
+            return row
+        found.append(one)
     why = "; ".join(f"{one.name}: {one.reason}" for one in found)
     raise CommError(errno.ENOTSUP, f"no engine can {ability} for foreign addresses here ({why})")
 
@@ -112,15 +133,18 @@ def spoofer(ability: str) -> int:
 def probe_nat() -> None:
     """Opens and probes the NAT engines, so that their devices are open before privileges drop.
 
-    Raises CommError with the engine's errno where none works.
+    Raises CommError with the engine's errno where none works, or where one is there and may not
+    be asked: "sockname" always works on BSD, and would hide that PF cannot be.
     """
     bit, barred = lib.LC_CAN_LOOKUP, lib.LC_CAN_LISTEN | lib.LC_NAMED_ONLY
-    rows = named("lookup") or [
-        row for row, can in enumerate(_CAN) if can & bit and not can & barred
+    chosen = named("lookup")
+    found = [
+        engine(row)
+        for row in chosen or [row for row, can in enumerate(_CAN) if can & bit and not can & barred]
     ]
-    found = [engine(row) for row in rows]
-    if any(one.errno == 0 for one in found):
+    closed = not chosen and any(one.errno in (errno.EACCES, errno.EPERM) for one in found)
+    if any(one.errno == 0 for one in found) and not closed:
         return
-    why = "; ".join(f"{one.name}: {one.reason}" for one in found)
-    code = next((one.errno for one in found if one.errno != errno.ENOTSUP), errno.ENOTSUP)
+    why = "; ".join(f"{one.name}: {one.reason}" for one in found if one.errno)
+    code = next((one.errno for one in found if one.errno not in (0, errno.ENOTSUP)), errno.ENOTSUP)
     raise CommError(code, f"no NAT engine can tell original destinations here ({why})")

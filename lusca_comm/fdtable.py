@@ -7,13 +7,15 @@ is stale, and is dropped before the number is used again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .address import descriptor
+from .reactor.poller import HANGUP, READ, WRITE
 from .reactor.timers import Timer
 
-__all__ = ["Entry", "FdTable", "Handler"]
+__all__ = ["Counters", "Entry", "FdTable", "Handler"]
 
 Handler = Callable[[Any, Any], object]
 """``handler(sock, data)``."""
@@ -36,9 +38,13 @@ class Entry:
         "error",
         "fd",
         "flags",
+        "flows",
+        "hangup_handler",
         "held",
+        "identity",
         "note",
         "outgoing",
+        "parent",
         "pending",
         "read_data",
         "read_handler",
@@ -54,6 +60,7 @@ class Entry:
     def __init__(self, sock: Any, fd: int, born: int, flags: int, note: str) -> None:
         self.sock = sock
         self.fd = fd
+        self.identity = _identity(fd) if isinstance(sock, int) else None
         self.born = born  # the reactor's turn: events polled before it are another descriptor's
         self.flags = flags
         self.note = note
@@ -63,6 +70,7 @@ class Entry:
         self.read_data: Any = None
         self.write_handler: Handler | None = None
         self.write_data: Any = None
+        self.hangup_handler: Callable[[], object] | None = None  # while nothing else is waited for
         self.deferred = False  # comm_defer
         self.held = False  # a listener out of descriptors
         self.closing = False
@@ -77,28 +85,44 @@ class Entry:
         self.request: Any = None  # struct lc_open of a spoofed socket
         self.spoof_reason = ""
         self.outgoing: Any = None  # both ends of a connection made under the machine's own name
+        self.parent: Entry | None = None  # whose read slot this descriptor's readiness is
+        self.flows: Any = None  # of a datagram listener: the sockets that answer for it
         self.bytes_in = 0
         self.bytes_out = 0
 
     @property
     def stale(self) -> bool:
-        """The object was closed, or lost its descriptor, behind the table's back."""
-        if isinstance(self.sock, int):
-            return False
+        """The object was closed, or lost its descriptor, behind the table's back. A plain number
+        is known by the file it stood for."""
+        if self.identity is not None:
+            return _identity(self.fd) != self.identity
         try:
             return bool(self.sock.fileno() != self.fd)
-        except ValueError:
+        except (ValueError, OSError):
             return True
 
     @property
     def wants(self) -> int:
         """What the poller should wait for."""
+        if self.parent is not None:
+            return self.parent.wants & READ
         mask = 0
         if self.read_handler is not None and not self.deferred and not self.held:
-            mask = 1
+            mask = READ
         if self.write_handler is not None:
-            mask |= 2
+            mask |= WRITE
+        if mask == 0 and self.hangup_handler is not None:
+            mask = HANGUP
         return mask
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    """What tells the open file under `fd` from another: device and inode; None: nothing is open."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class FdTable:
@@ -123,7 +147,8 @@ class FdTable:
             self.drop_stale(old)
         entry = Entry(sock, fd, born, flags, note)
         self.entries[fd] = entry
-        self._by_object[id(sock)] = entry
+        if entry.identity is None:
+            self._by_object[id(sock)] = entry
         return entry
 
     def find(self, thing: Any) -> Entry | None:
@@ -131,17 +156,21 @@ class FdTable:
 
         Raises TypeError for what has no descriptor, CommError (EBADF) for what is closed.
         """
-        fd = descriptor(thing)
-        entry = self.entries.get(fd)
-        if entry is not None and entry.sock is not thing and entry.stale:
+        entry = self._by_object.get(id(thing))
+        if entry is not None:
+            if not entry.stale:
+                return entry
+            self.drop_stale(entry)
+        entry = self.entries.get(descriptor(thing))
+        if entry is not None and entry.stale:
             self.drop_stale(entry)
             return None
         return entry
 
-    def find_object(self, thing: Any) -> Entry | None:
-        """The entry that holds this very object, closed or not."""
-        entry = self._by_object.get(id(thing))
-        return entry if entry is not None and entry.sock is thing else None
+    def own(self, entry: Entry, sock: Any) -> None:
+        """The socket object `sock` takes the place of the plain number in `entry`."""
+        entry.sock, entry.identity = sock, None
+        self._by_object[id(sock)] = entry
 
     def remove(self, entry: Entry) -> None:
         """Idempotent."""
@@ -158,9 +187,22 @@ class FdTable:
         """A line per descriptor: number, note, what it waits for, bytes in and out."""
         lines = [f"{'fd':>5}  {'waits for':<10}  {'in':>12}  {'out':>12}  note"]
         for entry in sorted(self, key=lambda e: e.fd):
-            waits = ("-", "read", "write", "read write")[entry.wants]
+            words = (("read", READ), ("write", WRITE), ("hang-up", HANGUP))
+            waits = " ".join(word for word, bit in words if entry.wants & bit) or "-"
             lines.append(
                 f"{entry.fd:>5}  {waits:<10}  {entry.bytes_in:>12}  {entry.bytes_out:>12}  "
                 f"{entry.note}"
             )
         return "\n".join(lines)
+
+
+class Counters(dict[str, int]):
+    """How often each kind of system call was made. Printed: a line each."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            poll=0, interest=0, open=0, accept=0, connect=0, read=0, write=0, close=0
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(f"{number:>12}  {call}" for call, number in self.items())

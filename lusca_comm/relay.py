@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ._shim import lib
 from .buffered import Buffered
-from .constants import COMM_SELECT_READ, COMM_SELECT_WRITE
+from .constants import COMM_ERR_CLOSING, COMM_SELECT_READ, COMM_SELECT_WRITE
 from .errors import CommError
 from .fdtable import Entry
-from .reactor.timers import Timer
-from .sockets import set_reset
+from .reactor.timers import Timer, seconds_of
+from .sockets import socket_of
 
 __all__ = ["Relay", "RelayResult", "Relays"]
 
@@ -51,83 +51,97 @@ class RelayResult(NamedTuple):
 class _Direction:
     """One way through the relay: what was read and not yet written, and how much may still go."""
 
-    __slots__ = ("count", "dst", "ended", "limit", "pending", "relay", "src", "src_name")
+    __slots__ = ("count", "dst", "ended", "left", "limit", "relay", "side", "src")
 
-    def __init__(
-        self, relay: Relay, src: Entry, dst: Entry, src_name: str, limit: int | None
-    ) -> None:
+    def __init__(self, relay: Relay, src: Entry, dst: Entry, side: str, limit: int | None) -> None:
         self.relay = relay
         self.src = src
         self.dst = dst
-        self.src_name = src_name
+        self.side = side  # of src
         self.limit = limit
-        self.pending = memoryview(b"")
+        self.left = memoryview(b"")
         self.count = 0
         self.ended = False
 
     @property
     def full(self) -> bool:
-        return self.limit is not None and self.count + len(self.pending) >= self.limit
+        return self.limit is not None and self.count >= self.limit
 
     def pump(self, _sock: Any = None, _data: Any = None) -> None:
         """Moves bytes until one side would block, the source ends, or others shall have a turn."""
-        relay, loop = self.relay, self.relay._loop
+        loop = self.relay._loop
         for _ in range(_ROUNDS):
-            if relay.ended or self.ended:
+            if self.left and not self._write():
                 return
-            if self.pending:
-                if not self._write():
-                    loop.comm_set_select(self.dst.sock, COMM_SELECT_WRITE, self.pump)
-                    return
-            elif self.full:
-                self.ended = True
-                relay._limit_reached()
+            if self.full:
+                self._end()
+                self.relay._limit_reached()
                 return
-            elif not self._read():
-                loop.comm_set_select(self.src.sock, COMM_SELECT_READ, self.pump)
+            if not self._read():
                 return
-        if not relay.ended and not self.ended:
-            loop.comm_set_select(self.src.sock, COMM_SELECT_READ, self.pump)
+        if self.left:
+            loop._arm(self.dst, COMM_SELECT_WRITE, self.pump)
+        else:
+            loop._arm(self.src, COMM_SELECT_READ, self.pump)
 
     def _read(self) -> bool:
-        relay = self.relay
+        """Whether something came; else the direction waits, or has ended."""
+        relay, loop = self.relay, self.relay._loop
         size = _CHUNK if self.limit is None else min(_CHUNK, self.limit - self.count)
-        relay._loop.system_calls["read"] += 1
+        loop.system_calls["read"] += 1
         try:
             data = self.src.sock.recv(size)
         except (BlockingIOError, InterruptedError):
+            loop._arm(self.src, COMM_SELECT_READ, self.pump)
             return False
         except OSError as why:
-            relay._broke(why.errno or errno.EIO, self.src_name)
-            return True
+            relay._broke(why.errno or errno.EIO, self.side)
+            return False
         relay._alive()
         if data:
             self.src.bytes_in += len(data)
-            self.pending = memoryview(data)
-        else:
-            self.ended = True
-            with contextlib.suppress(OSError):
-                self.dst.sock.shutdown(socket.SHUT_WR)
-            relay._direction_ended()
-        return True
+            self.left = memoryview(data)
+            return True
+        with contextlib.suppress(OSError):
+            self.dst.sock.shutdown(socket.SHUT_WR)
+        self._end()
+        relay._direction_ended()
+        return False
 
     def _write(self) -> bool:
-        relay = self.relay
-        relay._loop.system_calls["write"] += 1
+        """Whether all is written and reading goes on; else the direction waits, or has ended."""
+        relay, loop = self.relay, self.relay._loop
+        loop.system_calls["write"] += 1
         try:
-            sent = self.dst.sock.send(self.pending)
+            sent = self.dst.sock.send(self.left)
         except (BlockingIOError, InterruptedError):
-            return False
+            sent = 0
         except OSError as why:
-            relay._broke(
-                why.errno or errno.EIO, "upstream" if self.src_name == "client" else "client"
-            )
-            return True
-        relay._alive()
+            relay._broke(why.errno or errno.EIO, "upstream" if self.side == "client" else "client")
+            return False
+        if sent:
+            relay._alive()
         self.count += sent
         self.dst.bytes_out += sent
-        self.pending = self.pending[sent:]
+        self.left = self.left[sent:]
+        if self.left:
+            loop._arm(self.dst, COMM_SELECT_WRITE, self.pump)
+            return False
+        if relay.stopping:
+            relay._limit_reached()
+            return False
         return True
+
+    def _end(self) -> None:
+        """Nothing more is read, but a reset is still to be heard of."""
+        self.ended = True
+        self.src.hangup_handler = self._hung_up
+        self.relay._loop._touch(self.src)
+
+    def _hung_up(self) -> None:
+        code = lib.lc_error(self.src.fd)
+        if code:
+            self.relay._broke(abs(code), self.side)
 
 
 class Relay:
@@ -151,7 +165,7 @@ class Relay:
         self._data = data
         self._up = _Direction(self, client, upstream, "client", limits[0])
         self._down = _Direction(self, upstream, client, "upstream", limits[1])
-        self._up.pending = memoryview(prefix)
+        self._up.left = memoryview(prefix)
         self._limited = [d for d in (self._up, self._down) if d.limit is not None]
         self._began = time.monotonic()
         self._idle, total = times
@@ -163,6 +177,7 @@ class Relay:
         if total is not None:
             self._total_timer = loop.timers.schedule(self._began + total, self._end, "total")
         self.ended = False
+        self.stopping = False  # at the limit
 
     @property
     def up(self) -> int:
@@ -176,12 +191,14 @@ class Relay:
 
     def kill(self) -> None:
         """Ends the relay now, with a reset to both sides. Idempotent."""
+        self._loop._check_thread()
         self._end("killed")
 
     def _start(self) -> None:
-        for direction in (self._up, self._down):
-            if not self.ended:
-                direction.pump()
+        if not self.ended:
+            self._up.pump()
+        if not self.ended:
+            self._down.pump()
 
     def _alive(self) -> None:
         if self._idle_timer is not None and self._idle is not None:
@@ -189,11 +206,19 @@ class Relay:
 
     def _direction_ended(self) -> None:
         if self._up.ended and self._down.ended:
-            self._end("eof")
+            # One that has reached its limit has not come to its end: its sender may go on.
+            self._end("limit" if self._up.full or self._down.full else "eof")
 
     def _limit_reached(self) -> None:
+        """The end, once what the other direction has read is delivered: the sockets that are given
+        back owe nothing."""
         if all(d.ended for d in self._limited):
-            self._end("limit")
+            self.stopping = True
+            if self._up.left or self._down.left:
+                self._loop._arm(self._client, COMM_SELECT_READ, None)
+                self._loop._arm(self._upstream, COMM_SELECT_READ, None)
+            else:
+                self._end("limit")
 
     def _broke(self, code: int, side: str) -> None:
         self._end("reset" if code in _RESET else "error", code, side)
@@ -207,21 +232,20 @@ class Relay:
             if timer is not None:
                 loop.timers.cancel(timer)
         given_back = end == "limit"
-        for entry in (self._client, self._upstream):
+        both = (self._client, self._upstream)
+        for entry in both:
             entry.pending.pop("relay", None)
-            if entry.closing:
-                continue
-            loop.comm_set_select(entry.sock, COMM_SELECT_READ | COMM_SELECT_WRITE, None)
+            entry.hangup_handler = None
+        for entry in both:
             if given_back:
-                continue
-            # A half-finished stream must not look like a whole one.
-            if end != "eof":
-                set_reset(entry)
+                loop._arm(entry, COMM_SELECT_READ | COMM_SELECT_WRITE, None)
+            elif end == "eof":
+                # Both ends of the stream went out when they came in: a dup or a forked child that
+                # holds the file does not hold them back.
+                loop._close_entry(entry)
             else:
-                # A dup or a forked child that holds the file must not hold the peer's EOF back.
-                with contextlib.suppress(OSError):
-                    entry.sock.shutdown(socket.SHUT_RDWR)
-            loop._close_entry(entry)
+                # A half-finished stream must not look like a whole one.
+                loop._abort_entry(entry)
         result = RelayResult(
             self.up,
             self.down,
@@ -269,42 +293,46 @@ class Relays(Buffered):
         """
         if not callable(on_done):
             raise TypeError(f"on_done {on_done!r} is not callable")
-        for limit in (limit_up, limit_down, idle, total):
+        for limit in (limit_up, limit_down):
             if limit is not None and limit < 0:
-                raise CommError(errno.EINVAL, "limits and times are not negative")
-        if limit_up is not None and len(prefix) > limit_up:
+                raise CommError(errno.EINVAL, "limits are not negative")
+        for seconds in (idle, total):
+            if seconds is not None and seconds_of(seconds, "idle or total") < 0:
+                raise CommError(errno.EINVAL, "times are not negative")
+        first = memoryview(prefix).tobytes()
+        if limit_up is not None and len(first) > limit_up:
             raise CommError(errno.EINVAL, "the prefix is longer than limit_up")
         one, two = self._entry(client), self._entry(upstream)
         if one is two:
             raise CommError(errno.EINVAL, "client and upstream are the same socket")
         for entry in (one, two):
-            if "relay" in entry.pending:
-                raise CommError(errno.EBUSY, f"descriptor {entry.fd} is being relayed already")
+            self._refuse_while(entry, "connect", "relay", "lingering close")
+            self._own_socket(entry)
         for entry in (one, two):
-            _own_socket(entry)
-            self._clear_deadline(entry)
-            entry.deferred = False
-            entry.read_handler = entry.read_data = None
-            self._touch(entry)
-        relay = Relay(
-            self, one, two, on_done, bytes(prefix), (limit_up, limit_down), (idle, total), data
-        )
+            self._take_over(entry)
+        relay = Relay(self, one, two, on_done, first, (limit_up, limit_down), (idle, total), data)
         for entry in (one, two):
             entry.pending["relay"] = lambda _status: relay._end("killed")
         self._ready.append((self._when_flushed, ((one, two), relay._start)))
         return relay
 
+    def _own_socket(self, entry: Entry) -> None:
+        """A relay owns its sockets; a plain fd becomes the socket object that it always could have
+        been."""
+        if entry.identity is not None:
+            self.table.own(entry, socket_of(entry.fd))
+        if not isinstance(entry.sock, socket.socket):
+            raise TypeError(f"{entry.sock!r} belongs to another library: a relay takes sockets")
+        if entry.sock.type != socket.SOCK_STREAM:
+            raise CommError(errno.EPROTOTYPE, f"descriptor {entry.fd} is no stream")
 
-def _own_socket(entry: Entry) -> None:
-    """A relay owns its sockets; a plain fd becomes the socket object that it always could have
-    been."""
-    if isinstance(entry.sock, socket.socket):
-        return
-    if not isinstance(entry.sock, int):
-        raise TypeError(f"{entry.sock!r} belongs to another library: a relay takes sockets")
-    try:
-        entry.sock = socket.socket(fileno=entry.fd)
-    except OSError as why:
-        code = why.errno or errno.EBADF
-        raise CommError(code, f"descriptor {entry.fd}: {os.strerror(code)}") from why
-    entry.sock.settimeout(0)
+    def _take_over(self, entry: Entry) -> None:
+        self._unblock(entry)
+        self._clear_deadline(entry)
+        entry.deferred = False
+        read = entry.pending.pop("read", None)
+        if read is not None:
+            self._ready.append((read, (COMM_ERR_CLOSING,)))
+        self._arm(entry, COMM_SELECT_READ, None)
+        if not entry.write_queue:
+            self._arm(entry, COMM_SELECT_WRITE, None)

@@ -1,17 +1,17 @@
-"""Sockets and their ownership: open, take over, listen, accept, close."""
+"""Sockets and their ownership: open, take over, listen, accept."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
-import struct
+import time
 from typing import Any, NamedTuple
 
 from . import engines, intercept, spoof
 from ._shim import ffi, lib
 from .address import Address, descriptor, from_shim
+from .closing import Closing
 from .constants import (
     ALL_FLAGS,
     COMM_INTERCEPT,
@@ -23,8 +23,8 @@ from .constants import (
     COMM_TRANSPARENT_PORT,
 )
 from .errors import CommError
-from .fdtable import Entry, Handler
-from .reactor.reactor import Loop
+from .fdtable import Entry
+from .reactor.timers import Timer, seconds_of
 
 __all__ = ["Accepted", "Sockets"]
 
@@ -45,14 +45,13 @@ class Accepted(NamedTuple):
     """The local address; under TPROXY that is where the client was going."""
 
 
-class Sockets(Loop):
-    """A loop that opens, accepts and closes."""
-
-    _held: list[Entry]
+class Sockets(Closing):
+    """A loop that opens and accepts."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._held = []  # listeners that wait for a free descriptor
+        self._held: list[Entry] = []  # listeners that wait for a free descriptor
+        self._retry = Timer(None, self._let_go, ())
         self._accepted = ffi.new("struct lc_accepted *")
 
     def comm_open(
@@ -100,7 +99,7 @@ class Sockets(Loop):
         if not _NONBLOCK:
             sock.settimeout(0)
         entry = self.table.add(sock, fd, self._polled, flags, note)
-        if flags & COMM_TPROXY_REM:
+        if flags & (COMM_TPROXY_LCL | COMM_TPROXY_REM):
             entry.request, entry.spoof_reason = request, reason
         if type == socket.SOCK_STREAM and flags & (COMM_TPROXY_LCL | COMM_INTERCEPT):
             intercept.remember_listener(sock)
@@ -115,22 +114,16 @@ class Sockets(Loop):
         :raises CommError: EBADF, ENOTSOCK; EPERM for an interception flag without the privilege.
         """
         self._check_thread()
+        if not isinstance(fd_or_socket, int | socket.socket):
+            raise TypeError(f"a descriptor or a socket, not {fd_or_socket!r}")
         if flags & ~ALL_FLAGS or flags & COMM_TRANSPARENT_PORT:
             raise CommError(errno.EINVAL, f"flags {flags:#x} do not fit a socket that exists")
         if flags & COMM_INTERCEPT:
             engines.probe_nat()
         fd = descriptor(fd_or_socket)
-        known = self.table.find(fd_or_socket)
-        if known is not None:
+        if self.table.find(fd_or_socket) is not None:
             raise CommError(errno.EEXIST, f"descriptor {fd} is in the table already")
-        if isinstance(fd_or_socket, socket.socket):
-            sock = fd_or_socket
-        else:
-            try:
-                sock = socket.socket(fileno=fd)
-            except OSError as why:
-                code = why.errno or errno.EBADF
-                raise CommError(code, f"descriptor {fd}: {os.strerror(code)}") from why
+        sock = fd_or_socket if isinstance(fd_or_socket, socket.socket) else socket_of(fd)
         try:
             self._apply_flags(sock, flags)
         except BaseException:
@@ -161,21 +154,13 @@ class Sockets(Loop):
             system can do that (TCP_DEFER_ACCEPT, the "dataready" filter). Not for protocols in
             which the server speaks first.
         """
+        seconds = 0 if defer is None else round(min(max(1.0, seconds_of(defer, "defer")), 86400))
         entry = self._entry(sock)
-        with _borrowed(entry) as s:
-            try:
-                if defer is not None and hasattr(socket, "TCP_DEFER_ACCEPT"):
-                    seconds = max(1, round(defer))
-                    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
-                s.listen(_BACKLOG)
-                if defer is not None and hasattr(socket, "SO_ACCEPTFILTER"):
-                    arg = struct.pack("16s240s", b"dataready", b"")
-                    s.setsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTFILTER, arg)
-            except OSError as why:
-                code = why.errno or errno.EINVAL
-                raise CommError(code, f"listen: {os.strerror(code)}") from why
+        self._unblock(entry)
+        err = lib.lc_listen(entry.fd, entry.request or ffi.NULL, _BACKLOG, seconds)
+        if err < 0:
+            raise CommError(-err, f"listen: {os.strerror(-err)}")
         if isinstance(entry.sock, socket.socket):
-            entry.sock.settimeout(0)
             intercept.remember_listener(entry.sock)
 
     def comm_accept(self, sock: Any) -> Accepted | None:
@@ -187,10 +172,9 @@ class Sockets(Loop):
 
         :raises CommError: EINVAL not listening, or a blocking listener; EBADF, ENOTSOCK.
         """
-        entry = self.table.find_object(sock)
-        if entry is None or entry.fd != descriptor(sock):
+        if self.table.find(sock) is None:
             self._refuse_blocking(sock)
-            entry = self._entry(sock)
+        entry = self._entry(sock)
         listener = entry.sock
         if isinstance(listener, socket.socket) and listener.gettimeout() != 0:
             self._refuse_blocking(listener)
@@ -208,7 +192,8 @@ class Sockets(Loop):
                 text = "not listening: comm_listen(sock) comes first"
             raise CommError(-err, f"accept: {text}")
         fd = out.fd
-        conn = socket.socket(out.family, socket.SOCK_STREAM | _NONBLOCK, 0, fileno=fd)
+        proto = getattr(listener, "proto", 0)
+        conn = socket.socket(out.family, socket.SOCK_STREAM | _NONBLOCK, proto, fileno=fd)
         if not _NONBLOCK:
             conn.settimeout(0)
         flags = entry.flags & (COMM_TPROXY_LCL | COMM_INTERCEPT | COMM_NOCLOEXEC)
@@ -217,10 +202,9 @@ class Sockets(Loop):
 
     @staticmethod
     def _refuse_blocking(sock: Any) -> None:
+        fd = descriptor(sock)
         try:
-            blocking = os.get_blocking(descriptor(sock))
-        except CommError:
-            raise
+            blocking = os.get_blocking(fd)
         except OSError as why:
             code = why.errno or errno.EBADF
             raise CommError(code, f"accept: {os.strerror(code)}") from why
@@ -234,119 +218,26 @@ class Sockets(Loop):
             entry.held = True
             self._held.append(entry)
             self._touch(entry)
-            self.comm_add_event(_RETRY_ACCEPT, lambda _: self._let_go())
+            self.timers.move(self._retry, time.monotonic() + _RETRY_ACCEPT)
 
     def _let_go(self) -> None:
+        self.timers.cancel(self._retry)
         while self._held:
             entry = self._held.pop()
             entry.held = False
             self._touch(entry)
 
-    def comm_close(self, sock: Any) -> None:
-        """Closes `sock`: out of the loop first, then pending operations are told
-        COMM_ERR_CLOSING, then the close handlers run, last in first out, then it is closed.
-        Select handlers are not called. Idempotent.
-
-        An fd is resolved to the socket object that owns it.
-
-        :raises CommError: EBADF for an open fd that is not in the table: closing it would close
-            what somebody else owns.
-        """
-        entry = self._closing_entry(sock)
-        if entry is not None:
-            self._close_entry(entry)
-
-    def comm_reset_close(self, sock: Any) -> None:
-        """:meth:`comm_close` with a reset (RST), so that the peer knows it was no orderly end."""
-        entry = self._closing_entry(sock)
-        if entry is not None:
-            set_reset(entry)
-            self._close_entry(entry)
-
-    def comm_detach(self, sock: Any) -> Any:
-        """Takes `sock` out of the table and the loop, and gives it to the caller, open. Pending
-        operations are told COMM_ERR_CLOSING; close handlers are forgotten."""
-        entry = self._entry(sock)
-        self._forget(entry)
-        entry.close_handlers.clear()
-        self._answer_pending(entry)
-        self.table.remove(entry)
-        return entry.sock
-
-    def comm_add_close_handler(self, sock: Any, handler: Handler, data: Any = None) -> None:
-        """Has ``handler(sock, data)`` called when `sock` is closed.
-
-        :raises CommError: EEXIST where this handler with this data is there already.
-        """
-        if not callable(handler):
-            raise TypeError(f"handler {handler!r} is not callable")
-        entry = self._entry(sock)
-        if (handler, data) in entry.close_handlers:
-            raise CommError(errno.EEXIST, "this close handler is there already")
-        entry.close_handlers.append((handler, data))
-
-    def comm_remove_close_handler(self, sock: Any, handler: Handler, data: Any = None) -> None:
-        """:raises CommError: ENOENT where it is not there."""
-        try:
-            self._entry(sock).close_handlers.remove((handler, data))
-        except ValueError:
-            raise CommError(errno.ENOENT, "no such close handler") from None
-
-    def _closing_entry(self, thing: Any) -> Entry | None:
-        """Whose entry to close; None where there is nothing left to do."""
-        self._check_thread()
-        entry = self.table.find_object(thing)
-        if entry is not None:
-            if not entry.stale:
-                return entry
-            self.table.drop_stale(entry)
-            return None
-        if isinstance(thing, int):
-            entry = self.table.entries.get(descriptor(thing))
-            if entry is None and _is_open(thing):
-                text = f"descriptor {thing} is open but not in the table: its owner closes it"
-                raise CommError(errno.EBADF, text)
-            return entry
-        try:
-            entry = self.table.find(thing)
-        except CommError:
-            return None  # closed already
-        return entry if entry is not None else self._entry(thing)
-
-    def _forget(self, entry: Entry) -> None:
-        """Out of the poller, while the number is still ours, and out of the loop."""
-        if entry.registered:
-            self._gone.add(entry.fd)
-            with contextlib.suppress(OSError):
-                self._set_interest(entry, 0)
-        entry.registered = 0
-        self._release(entry)
-
     def _close_entry(self, entry: Entry) -> None:
-        if entry.closing:
-            return
-        self._forget(entry)
-        self._answer_pending(entry)
-        self.table.remove(entry)
-        self.system_calls["close"] += 1
-        if isinstance(entry.sock, int):
-            with contextlib.suppress(OSError):
-                os.close(entry.fd)
-        else:
-            with contextlib.suppress(OSError):
-                entry.sock.close()
+        super()._close_entry(entry)
         if self._held:
             self._let_go()
 
     def comm_spoof(self, sock: Any) -> spoof.Spoof:
         """What an outbound socket really got; see :class:`Spoof`."""
         entry = self._entry(sock)
-        local = ffi.new("struct lc_addr *")
-        err = lib.lc_local(entry.fd, local)
-        if err < 0:
-            raise CommError(-err)
+        local = _seen(entry.fd, entry)
         request = entry.request
-        if request is None:
+        if request is None or not entry.flags & COMM_TPROXY_REM:
             return spoof.Spoof(from_shim(local), False, "opened without COMM_TPROXY_REM")
         kept = bool(
             request.flags & COMM_TRANSPARENT_PORT
@@ -357,39 +248,27 @@ class Sockets(Loop):
 
     def comm_local_port(self, sock: Any) -> int:
         """The local port, 0 where the socket is not bound."""
-        local = ffi.new("struct lc_addr *")
-        err = lib.lc_local(descriptor(sock), local)
-        if err < 0:
-            raise CommError(-err)
-        return int(local.port)
+        return int(_seen(descriptor(sock), self.table.find(sock)).port)
 
 
-def set_reset(entry: Entry) -> None:
-    """Closing will send RST: SO_LINGER of zero seconds (socket(7))."""
-    with contextlib.suppress(OSError), _borrowed(entry) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+def _seen(fd: int, entry: Entry | None) -> Any:
+    """The socket's own address as others see it. Raises CommError."""
+    address = ffi.new("struct lc_addr *")
+    if entry is None or entry.request is None:
+        err = lib.lc_local(fd, address)
+    else:
+        err = lib.lc_seen(fd, entry.request, address)
+    if err < 0:
+        raise CommError(-err)
+    return address
 
 
-@contextlib.contextmanager
-def _borrowed(entry: Entry) -> Any:
-    """A socket object for an entry that may hold an fd or another object with ``fileno()``."""
-    if isinstance(entry.sock, socket.socket):
-        yield entry.sock
-        return
+def socket_of(fd: int) -> socket.socket:
+    """A socket object that owns `fd`, non-blocking."""
     try:
-        sock = socket.socket(fileno=entry.fd)
+        sock = socket.socket(fileno=fd)
     except OSError as why:
         code = why.errno or errno.EBADF
-        raise CommError(code, f"descriptor {entry.fd}: {os.strerror(code)}") from why
-    try:
-        yield sock
-    finally:
-        sock.detach()
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+        raise CommError(code, f"descriptor {fd}: {os.strerror(code)}") from why
+    sock.settimeout(0)
+    return sock

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from typing import Any, NamedTuple
 
 from . import engines
@@ -24,6 +25,8 @@ from .constants import (
 from .errors import CommError
 
 __all__ = ["Spoof"]
+
+_LINUX = sys.platform == "linux"
 
 _CAPABILITY = (
     "CAP_NET_ADMIN or CAP_NET_RAW: run as root, `setcap cap_net_raw+ep PROGRAM`, or "
@@ -67,6 +70,13 @@ def request_for(
         raise CommError(errno.EINVAL, "COMM_TPROXY_LCL and COMM_TPROXY_REM need an address")
     if flags & COMM_TRANSPARENT_PORT and not flags & COMM_TPROXY_REM:
         raise CommError(errno.EINVAL, "COMM_TRANSPARENT_PORT goes with COMM_TPROXY_REM")
+    if kind == socket.SOCK_DGRAM and flags & COMM_INTERCEPT and _LINUX:
+        raise CommError(
+            errno.EOPNOTSUPP,
+            "nothing tells where a datagram was going once NAT has redirected it (the control "
+            "message has the address after NAT, SO_ORIGINAL_DST knows TCP only): use a TPROXY rule "
+            "and COMM_TPROXY_LCL",
+        )
     request = ffi.new("struct lc_open *")
     request.type = kind
     request.flags = flags
@@ -77,9 +87,10 @@ def request_for(
         request.tos = tos
         if mark is not None:
             request.has_mark, request.mark = 1, mark
-        request.device = (device or "").encode()
-    except (OverflowError, IndexError) as why:
-        raise CommError(errno.EINVAL, f"proto, tos, mark or device is out of range: {why}") from why
+        if device is not None:
+            request.device = _device(device)
+    except OverflowError as why:
+        raise CommError(errno.EINVAL, f"proto, tos or mark is out of range: {why}") from why
     request.family = 6 if family == socket.AF_INET6 else 4
     if address is not None:
         to_shim(address, request.address)
@@ -90,6 +101,16 @@ def request_for(
     if dualstack and (address is None or address[0] != "::"):
         raise CommError(errno.EINVAL, 'dualstack goes with the address "::"')
     return request
+
+
+def _device(name: str) -> bytes:
+    """IFNAMSIZ is 16, with the zero at the end."""
+    if not isinstance(name, str):
+        raise TypeError(f"device is an interface's name, not {name!r}")
+    packed = os.fsencode(name)
+    if not 0 < len(packed) < 16 or b"\0" in packed:
+        raise CommError(errno.EINVAL, f"{name!r} is no interface's name: see `ip link`")
+    return packed
 
 
 def open_socket(request: Any, spoof_fallback: bool) -> tuple[int, str]:
@@ -134,9 +155,16 @@ def allow(fd: int, row: int) -> None:
     """Grants a socket that exists the right to foreign local addresses."""
     code = -lib.lc_allow(fd, row)
     if code in (errno.EPERM, errno.EACCES):
-        raise CommError(code, f"foreign addresses ({engines.name_of(row)}) need {_CAPABILITY}")
+        name = engines.name_of(row)
+        raise CommError(code, f"foreign addresses ({name}) need {_capability(name)}")
     if code:
         raise CommError(code, f"engine {engines.name_of(row)!r}: {os.strerror(code)}")
+
+
+def _capability(engine: str) -> str:
+    if engine == "tproxy2":
+        return "CAP_NET_ADMIN: run as root, or `setcap cap_net_admin+ep PROGRAM`"
+    return _CAPABILITY
 
 
 def _port_refused(step: int, code: int) -> bool:
@@ -169,7 +197,7 @@ def _open_error(code: int, step: int, request: Any) -> CommError:
     if step == lib.LC_STEP_RIGHT:
         name = engines.name_of(request.engine)
         if code in (errno.EPERM, errno.EACCES):
-            return CommError(code, f"a foreign address ({where}, {name}) needs {_CAPABILITY}")
+            return CommError(code, f"a foreign address ({where}, {name}) needs {_capability(name)}")
         return CommError(code, f"engine {name!r} grants no foreign address here: {why}")
     if step == lib.LC_STEP_MARK:
         if code == errno.EPERM:

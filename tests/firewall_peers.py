@@ -135,7 +135,7 @@ def intercept_on(host: Host, family: int, mode: str, address: str | None = None)
 
 
 def relay(
-    channel: Channel, family: int, mode: str, same_port: bool, patience: float = 10
+    channel: Channel, family: int, mode: str, same_port: bool, patience: float, mark: int
 ) -> None:
     """A proxy that goes on in the client's name and closes the origin's side first."""
     lsock = listener(family, PORT, tproxy=True)
@@ -150,6 +150,7 @@ def relay(
             up.settimeout(patience)
             up.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             transparent(up)
+            up.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
             with contextlib.suppress(OSError):  # the client sees the end, and no answer
                 up.bind((peer[0], peer[1] if same_port else 0))
                 up.connect(there)
@@ -160,9 +161,9 @@ def relay(
 
 
 def relay_on(
-    host: Host, family: int, mode: str, same_port: bool, patience: float = 10
+    host: Host, family: int, mode: str, same_port: bool, patience: float = 10, mark: int = 0
 ) -> Process[None]:
-    process = host.start(relay, family, mode, same_port, patience)
+    process = host.start(relay, family, mode, same_port, patience, mark)
     assert process.recv() == "ready"
     return process
 
@@ -197,5 +198,3 @@ def nothing_left(host: Host) -> Iterator[None]:
     before = host.run(snapshot)
     yield
     assert host.run(snapshot) == before
-
-

@@ -75,7 +75,8 @@ def apply(plan: Plan) -> Applied:
     kernel takes some requests without understanding them. After any error the machine is as it
     was. Raises CommError: EEXIST if a table of this name, a route in this routing table or this
     very rule is there already (``remove`` the plan first to start anew), EPERM without
-    CAP_NET_ADMIN, otherwise the kernel's number and the kernel part that is missing.
+    CAP_NET_ADMIN, EOPNOTSUPP for a sysctl that would make connections hang, otherwise the
+    kernel's number and the kernel part that is missing.
     """
     made = list(transaction.parts(table(plan, _cgroup)))
     steps = list(routing.steps(plan))
@@ -83,6 +84,7 @@ def apply(plan: Plan) -> Applied:
         if _table_exists(nft, plan.name):
             raise _in_use(f"nftables table inet {plan.name}")
         _check_routing(route, plan, steps)
+        _check_sysctls(plan)
         for step in steps:
             _request(route, step)
             undo.callback(_delete, route, step)
@@ -140,6 +142,31 @@ def _check_routing(route: Netlink, plan: Plan, steps: Sequence[routing.Step]) ->
             raise _in_use(f"routing table {plan.table}")
         if not step.is_route and step.is_in(answers):
             raise _in_use(f"'ip {step.text.format('list')}'")
+
+
+def _check_sysctls(plan: Plan) -> None:
+    """Two settings make every intercepted connection hang without a word (seen on Linux 6.18).
+
+    Both apply the packet mark to a lookup of the way back to the client, which then ends here:
+    the check of a packet's source, and the routing of what an accepted socket sends.
+    """
+    if not plan.routed or not (plan.forwarded or plan.spoof):
+        return
+    root = Path("/proc/sys/net/ipv4")
+    found = []
+    if "ipv4" in plan.families:
+        found += sorted(root.glob("conf/*/src_valid_mark"))
+    if plan.mode == "tproxy":
+        found.append(root / "tcp_fwmark_accept")
+    for file in found:
+        with contextlib.suppress(FileNotFoundError):
+            if int(file.read_text()):
+                name = ".".join(file.parts[3:])
+                raise CommError(
+                    errno.EOPNOTSUPP,
+                    f"{name} is 1, with which marked packets can't be answered: sysctl -w "
+                    f"{name}=0 (wg-quick sets src_valid_mark), or mode redirect without spoof",
+                )
 
 
 def _in_use(what: str) -> CommError:
@@ -200,13 +227,10 @@ def _explain(why: Refused, part: Part, plan: Plan) -> CommError:
         missing = f"; it stopped at the expression {expr.name}: modprobe {module}"
     elif "type nat" in part.what:
         missing = "; NAT chains are missing: modprobe nft_chain_nat"
-    (major, minor), need = oldest_kernel(plan)
+    needed, need = oldest_kernel(plan)
     release = os.uname().release
-    if (number := re.match(r"(\d+)\.(\d+)", release)) and tuple(map(int, number.groups())) < (
-        major,
-        minor,
-    ):
-        missing += f"; {need} needs Linux {major}.{minor}, this is {release}"
+    if tuple(map(int, re.findall(r"\d+", release)[:2])) < needed:
+        missing += f"; {need} needs Linux {'.'.join(map(str, needed))}, this is {release}"
     return CommError(why.number, f"the kernel refused the {part.what} ({why.strerror}){missing}")
 
 

@@ -70,7 +70,7 @@ _OIFNAME: Final = Field("oifname", (_meta(7),), 16, 41, (3, 13), _show_name, hos
 _NFPROTO: Final = Field("meta nfproto", (_meta(15),), 1, 2, (3, 14), _word(_FAMILIES, "big"))
 _L4PROTO: Final = Field("meta l4proto", (_meta(16),), 1, 12, (3, 14), _word(_PROTOCOLS, "big"))
 _SKUID: Final = Field("meta skuid", (_meta(10),), 4, 24, (3, 13), _number(_HOST), host=True)
-_CLASSID: Final = Field("meta cgroup", (_meta(23),), 4, 4, (3, 18), _number(_HOST), host=True)
+_CLASSID: Final = Field("meta cgroup", (_meta(23),), 4, 4, (3, 19), _number(_HOST), host=True)
 _DIRECTION: Final = Field(
     "ct direction",
     (Expr("ct", ((1, be32(REG1)), (2, be32(1)))),),

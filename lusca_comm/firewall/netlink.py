@@ -42,11 +42,13 @@ _F_ACK_TLVS: Final = 0x200
 _SOL_NETLINK: Final = 270
 _CAP_ACK: Final = 10
 _EXT_ACK: Final = 11
+_GET_STRICT_CHK: Final = 12
 _ACK_MSG: Final = 1
 _ACK_OFFS: Final = 2
 _BATCH_BEGIN: Final = 16
 _BATCH_END: Final = 17
 _SUBSYS_NFTABLES: Final = 10
+_SO_SNDBUFFORCE: Final = 32
 _HEADER: Final = struct.Struct("=IHHII")
 _TIMEOUT: Final = 10.0
 
@@ -150,6 +152,8 @@ class Netlink:
         with contextlib.suppress(OSError):  # before 4.12 errors come without a place
             self._sock.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
             self._sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # no copy of the request in them
+        with contextlib.suppress(OSError):  # before 4.20 a dump of routes gives all tables
+            self._sock.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
         self._sequence = 0
 
     def __enter__(self) -> Netlink:
@@ -174,7 +178,8 @@ class Netlink:
         )
 
     def dump(self, message: Message) -> list[tuple[int, bytes]]:
-        """Every answer to a dump request, as (type, body). Raises Refused."""
+        """Every answer to a dump request, as (type, body); none if what is asked about (a routing
+        table, a set) isn't there. Raises Refused."""
         while True:
             self._sequence += 1
             self._send(dataclasses.replace(message, flags=F_DUMP).encode(self._sequence))
@@ -186,6 +191,8 @@ class Netlink:
                 interrupted |= bool(flags & _F_DUMP_INTR)
                 if kind in (_ERROR, _DONE):
                     number = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+                    if number == errno.ENOENT:
+                        return []
                     if number:
                         raise Refused(number, os.strerror(number))
                     break
@@ -218,15 +225,18 @@ class Netlink:
             raise refused
 
     def _send(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):
-            size = max(len(data) + 65536, 1 << 18)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        # A batch goes in one piece. Beyond net.core.wmem_max only root's option reaches.
+        for option in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, option, len(data) + (1 << 18))
+                break
         try:
             self._sock.sendto(data, (0, 0))
         except OSError as why:
             raise CommError(
                 why.errno or errno.EIO,
-                f"netlink would not take {len(data)} bytes: {why.strerror}",
+                f"netlink would not take {len(data)} bytes at once ({why.strerror}): sysctl -w "
+                f"net.core.wmem_max={2 * len(data)}",
             ) from None
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:

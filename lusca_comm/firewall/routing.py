@@ -108,11 +108,13 @@ def _rule(plan: Plan, family: Family) -> Step:
 
 def _step(text: str, kind: int, header: bytes, attrs: Attrs) -> Step:
     """rtnetlink's numbers for new, delete and get follow each other."""
+    # A dump of routes can be asked for one table; a machine may have a million in others.
+    asked = tuple(attr for attr in attrs if kind == _NEWROUTE and attr[0] == _RTA_TABLE)
     return Step(
         text,
         Message(kind, F_CREATE | F_EXCL, header, attrs),
         Message(kind + 1, 0, header, attrs),
-        Message(kind + 2, 0, _HEADER.pack(header[0], *bytes(8)), ()),
+        Message(kind + 2, 0, _HEADER.pack(header[0], *bytes(8)), asked),
     )
 
 

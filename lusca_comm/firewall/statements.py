@@ -15,7 +15,7 @@ from typing import ClassVar, Final, TypeAlias
 
 from .netlink import Attrs, be32, zstr
 
-Version: TypeAlias = tuple[int, int]
+Version: TypeAlias = tuple[int, ...]
 Value: TypeAlias = tuple[bytes, bytes]
 """The first and the last value of an inclusive range, both as the kernel compares them."""
 

@@ -6,7 +6,10 @@ a number that may be somebody else's by then, and cannot be removed any more (EB
 Only a fresh epoll gets rid of it: the reactor makes one when it meets such an event.
 
 FACT: EPOLLERR and EPOLLHUP are reported whether asked for or not, so a descriptor that waits for
-nothing must not stay registered.
+nothing must not stay registered; one registered without any event waits for them alone. EPOLLHUP
+means that both directions are shut, so the peer's end alone does not bring it.
+
+FACT: epoll_wait(2) takes an int of milliseconds; Python raises OverflowError for more.
 """
 
 from __future__ import annotations
@@ -14,9 +17,25 @@ from __future__ import annotations
 import errno
 import select
 
-from .poller import READ, WRITE
+from .poller import HANGUP, READ, WRITE
 
 __all__ = ["EpollPoller"]
+
+_LONGEST = 86400.0
+_ALL = READ | WRITE | HANGUP
+_TO_EPOLL = {
+    READ: select.EPOLLIN | select.EPOLLRDHUP,
+    WRITE: select.EPOLLOUT,
+    READ | WRITE: select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLOUT,
+    HANGUP: 0,
+}
+_FROM_EPOLL = {
+    select.EPOLLIN: READ,
+    select.EPOLLOUT: WRITE,
+    select.EPOLLIN | select.EPOLLOUT: READ | WRITE,
+    select.EPOLLIN | select.EPOLLRDHUP: READ,
+    select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP: READ | WRITE,
+}
 
 
 class EpollPoller:
@@ -24,19 +43,6 @@ class EpollPoller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._to_epoll = (
-            0,
-            select.EPOLLIN | select.EPOLLRDHUP,
-            select.EPOLLOUT,
-            select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLOUT,
-        )
-        both = READ | WRITE
-        self._both_bits = select.EPOLLERR | select.EPOLLHUP
-        self._from_epoll = {
-            select.EPOLLIN: READ,
-            select.EPOLLOUT: WRITE,
-            select.EPOLLIN | select.EPOLLOUT: both,
-        }
 
     def set(self, fd: int, before: int, after: int) -> None:
         epoll = self._epoll
@@ -48,29 +54,21 @@ class EpollPoller:
                     raise
         elif before == 0:
             try:
-                epoll.register(fd, self._to_epoll[after])
+                epoll.register(fd, _TO_EPOLL[after])
             except FileExistsError:  # the number came back with the same open file description
-                epoll.modify(fd, self._to_epoll[after])
+                epoll.modify(fd, _TO_EPOLL[after])
         else:
             try:
-                epoll.modify(fd, self._to_epoll[after])
+                epoll.modify(fd, _TO_EPOLL[after])
             except FileNotFoundError:  # the number was closed and opened again
-                epoll.register(fd, self._to_epoll[after])
+                epoll.register(fd, _TO_EPOLL[after])
 
     def poll(self, seconds: float) -> list[tuple[int, int]]:
-        ready = self._epoll.poll(seconds)
-        simple = self._from_epoll
-        return [(fd, simple.get(bits) or self._mask(bits)) for fd, bits in ready]
+        ready = self._epoll.poll(min(seconds, _LONGEST))
+        return [(fd, _FROM_EPOLL.get(bits, _ALL)) for fd, bits in ready]
 
-    def _mask(self, bits: int) -> int:
-        if bits & self._both_bits:
-            return READ | WRITE
-        mask = 0
-        if bits & (select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI):
-            mask |= READ
-        if bits & select.EPOLLOUT:
-            mask |= WRITE
-        return mask
+    def fileno(self) -> int:
+        return self._epoll.fileno()
 
     def close(self) -> None:
         self._epoll.close()

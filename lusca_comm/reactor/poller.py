@@ -6,23 +6,37 @@ from typing import Protocol
 
 READ = 1
 WRITE = 2
+HANGUP = 4
 
 
 class Poller(Protocol):
     """Readiness of descriptors, level-triggered.
 
-    ``set`` raises OSError where the system refuses; a descriptor that was closed is no error when
-    it is taken out. Errors and hang-ups of a descriptor are reported as whatever was asked for.
+    Errors and hang-ups are reported as whatever was asked for. HANGUP, asked for alone, asks for
+    nothing else: neither bytes nor the peer's end of the stream are an event then, a reset is. A
+    system that cannot do that stays silent.
     """
 
     name: str
 
     def set(self, fd: int, before: int, after: int) -> None:
-        """Changes what `fd` waits for from `before` to `after` (READ | WRITE; 0: not at all)."""
+        """Changes what `fd` waits for from `before` to `after` (READ | WRITE, or HANGUP; 0: not at
+        all).
+
+        Where the number was closed and opened again since `before` was set, `after` holds for what
+        it is now. Taking out what is closed or unknown is no error.
+
+        :raises OSError: EBADF closed, EPERM a kind of file that cannot be waited for, ENOSPC,
+            ENOMEM.
+        """
         ...
 
     def poll(self, seconds: float) -> list[tuple[int, int]]:
         """``(fd, mask)`` of what is ready, after at most `seconds` (negative: without limit)."""
+        ...
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while anything is ready, so that pollers nest."""
         ...
 
     def close(self) -> None: ...

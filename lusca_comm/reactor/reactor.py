@@ -1,4 +1,4 @@
-"""The loop: select slots over a poller, timers, wake-up from other threads, signals, fork.
+"""The loop: select slots over a poller, timers, and calls that were put off.
 
 Order of a turn: due timers, calls that were put off, changes of interest to the poller, the poll,
 one pass over what is ready. Interest is compared with what the poller knows once a turn, so a
@@ -7,22 +7,15 @@ handler that arms its slot again, the usual case, costs no system call.
 
 from __future__ import annotations
 
-import abc
-import contextlib
 import errno
-import logging
 import os
 import select
-import signal
-import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
-from ..address import descriptor
+from ..address import descriptor, holder
 from ..constants import (
     COMM_ERR_CLOSING,
     COMM_OK,
@@ -31,14 +24,22 @@ from ..constants import (
     COMM_TIMEOUT,
 )
 from ..errors import CommError
-from ..fdtable import Entry, FdTable, Handler
+from ..fdtable import Entry, Handler
 from ..intercept import forget_outgoing
-from .poller import READ, WRITE, Poller
-from .timers import Timer, Timers
+from .interest import Interest
+from .poller import HANGUP, READ, WRITE, Poller
+from .timers import Timer, Timers, seconds_of
 
 __all__ = ["Loop"]
 
-_log = logging.getLogger("lusca_comm")
+# Whose slots they are while the operation of that name is pending.
+_SLOTS = {
+    "connect": COMM_SELECT_WRITE,
+    "read": COMM_SELECT_READ,
+    "write": COMM_SELECT_WRITE,
+    "relay": COMM_SELECT_READ | COMM_SELECT_WRITE,
+    "lingering close": COMM_SELECT_READ | COMM_SELECT_WRITE,
+}
 
 
 def _default_poller() -> Poller:
@@ -46,39 +47,25 @@ def _default_poller() -> Poller:
         from .epoll import EpollPoller
 
         return EpollPoller()
-    raise CommError(errno.ENOTSUP, "this system has no epoll")
+    if hasattr(select, "kqueue"):
+        from .kqueue import KqueuePoller
+
+        return KqueuePoller()
+    raise CommError(errno.ENOTSUP, "this system has neither epoll nor kqueue")
 
 
-def _log_exception(why: BaseException, where: str) -> None:
-    _log.error("%s raised", where, exc_info=why)
+class Loop(Interest):
+    """Readiness and time; what the comm calls stand on.
 
-
-class Loop(abc.ABC):
-    """Readiness, time and calls from outside; what the comm calls stand on.
-
-    It is used from one thread, the one that runs it; ``call_soon_threadsafe`` is the exception.
+    It is used from one thread, the one that runs it; ``call_soon_threadsafe`` and ``stop`` are the
+    exceptions.
     """
 
     def __init__(self, *, poller: Callable[[], Poller] = _default_poller) -> None:
+        super().__init__(poller)
         self.timers = Timers()
-        self.table = FdTable(self._dropped)
-        self.exception_hook: Callable[[BaseException, str], object] = _log_exception
-        """``hook(exception, where)`` for what a handler raises; it never ends the loop."""
-        self.system_calls: dict[str, int] = dict.fromkeys(
-            ("poll", "interest", "open", "accept", "connect", "read", "write", "close"), 0
-        )
-        self._make_poller = poller
-        self._poller: Poller | None = None
-        self._rebuild = False
         self._polled = 0  # polls so far: an entry born since the last one has no event in it
-        self._dirty: list[Entry] = []
         self._ready: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._incoming: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._wake_pipe: tuple[int, int] | None = None
-        self._gone: set[int] = set()  # closed since the last poll: their events may be in the batch
-        self._stopping = False
-        self._thread: int | None = None
-        _loops.add(self)
 
     # -- the user's calls ----------------------------------------------------------------------
 
@@ -90,19 +77,24 @@ class Loop(abc.ABC):
         :param type: COMM_SELECT_READ, COMM_SELECT_WRITE, or both; the two slots are independent.
         :param handler: None cancels. Arm again first thing in the handler to hear of it again.
         :param timeout: seconds; above 0 it sets the deadline of `sock` (:meth:`comm_set_timeout`).
-        :raises CommError: EBADF closed, EINVAL no such type, EPERM a kind of file that is always
-            ready (epoll takes no regular files).
+        :raises CommError: EBADF closed, EINVAL no such type, EBUSY a comm_connect, comm_read,
+            comm_write or relay has the slot (None leaves it alone), EPERM a kind of file that is
+            always ready (epoll takes no regular files).
         """
         if type not in (1, 2, 3):
             raise CommError(errno.EINVAL, "type is COMM_SELECT_READ, COMM_SELECT_WRITE or both")
         if handler is not None and not callable(handler):
             raise TypeError(f"handler {handler!r} is not callable")
+        if timeout:
+            seconds_of(timeout, "timeout")
         entry = self._entry(sock)
-        if type & COMM_SELECT_READ:
-            entry.read_handler, entry.read_data = handler, data
-        if type & COMM_SELECT_WRITE:
-            entry.write_handler, entry.write_data = handler, data
-        self._touch(entry)
+        for operation in entry.pending:
+            taken = _SLOTS.get(operation, 0) & type
+            if taken and handler is not None:
+                raise _busy(entry, operation)
+            type &= ~taken
+        self._unblock(entry)
+        self._arm(entry, type, handler, data)
         if timeout > 0:
             self._set_deadline(entry, timeout)
 
@@ -111,6 +103,9 @@ class Loop(abc.ABC):
     ) -> None:
         """Calls ``handler(sock, data)`` in `seconds`, unless set anew before; without a handler
         the socket is closed then. A negative number clears the deadline."""
+        seconds_of(seconds, "seconds")
+        if handler is not None and not callable(handler):
+            raise TypeError(f"handler {handler!r} is not callable")
         entry = self._entry(sock)
         entry.deadline_handler, entry.deadline_data = handler, data
         if seconds < 0:
@@ -136,6 +131,7 @@ class Loop(abc.ABC):
     ) -> Timer:
         """Calls ``fn(data)`` once, in `seconds`. The timer can be given to
         :meth:`comm_cancel_event`."""
+        seconds_of(seconds, "seconds")
         if not callable(fn):
             raise TypeError(f"{fn!r} is not callable")
         self._check_thread()
@@ -143,64 +139,53 @@ class Loop(abc.ABC):
 
     def comm_cancel_event(self, event: Timer) -> None:
         """Idempotent; also for one that has fired."""
+        self._check_thread()
         self.timers.cancel(event)
 
-    def call_soon_threadsafe(self, fn: Callable[..., object], *args: Any) -> None:
-        """Has the loop's thread call ``fn(*args)`` at its next turn. From any thread, and from
-        signal handlers."""
-        self._incoming.append((fn, args))
-        self._wake()
+    def comm_note(self, sock: Any, note: str) -> None:
+        """Changes what the descriptor table says of `sock`."""
+        self._entry(sock).note = note
 
     def comm_select(self, msec: float) -> int:
         """One turn of the loop, waiting at most `msec` milliseconds (negative: without limit).
 
         :returns: COMM_OK where something was done, COMM_TIMEOUT where not.
         """
-        self._claim()
-        try:
-            return COMM_OK if self._turn(msec / 1000 if msec >= 0 else -1) else COMM_TIMEOUT
-        finally:
-            self._thread = None
+        seconds = seconds_of(msec, "msec") / 1000
+        with self._claimed():
+            return COMM_OK if self._turn(seconds) else COMM_TIMEOUT
 
     def run(self) -> None:
         """Turns until :meth:`stop` or Ctrl-C. After Ctrl-C it returns at the end of the turn; a
         second one raises KeyboardInterrupt where the first is still being obeyed."""
-        self._claim()
-        try:
-            with self._interruptible():
+        with self._claimed(), self._interruptible():
+            try:
                 while not self._stopping:
                     self._turn(-1)
-        finally:
-            self._thread = None
-            self._stopping = False
-
-    def stop(self) -> None:
-        """Ends :meth:`run` after the current turn; before it has begun: after none."""
-        self._stopping = True
-        self._wake()
+            finally:
+                self._stopping = False
 
     def close(self) -> None:
-        """Gives the poller and the wake-up pipe back. Sockets in the table stay as they are."""
-        if self._poller is not None:
-            self._poller.close()
-            self._poller = None
-        if self._wake_pipe is not None:
-            for fd in self._wake_pipe:
-                os.close(fd)
-            self._wake_pipe = None
+        """Gives the poller and the wake-up pipe back, until the next turn. Sockets in the table
+        stay as they are."""
+        self._check_thread()
+        self._renew_poller()
+        self._waker = None
 
     # -- a turn --------------------------------------------------------------------------------
 
     def _turn(self, seconds: float) -> bool:
+        self._open_poller()  # before the calls of other threads are taken: they can wake it now
         busy = self._fire_timers()
-        for _ in range(len(self._incoming)):
-            self._ready.append(self._incoming.popleft())
+        incoming = self._incoming
+        while incoming:
+            self._ready.append(incoming.popleft())
         for _ in range(len(self._ready)):
             fn, args = self._ready.popleft()
             self._guarded(fn, *args)
             busy = True
         self._flush()
-        if busy or self._ready or self._incoming or self._stopping:
+        if busy or self._ready or incoming:
             seconds = 0
         else:
             due = self.timers.next_due()
@@ -215,12 +200,12 @@ class Loop(abc.ABC):
         return self._fire_timers() or busy
 
     def _fire_timers(self) -> bool:
-        due = self.timers.take_due(time.monotonic())
-        for timer in due:
-            if timer.due is not None:
-                timer.due = None
-                self._guarded(timer.callback, *timer.args)
-        return bool(due)
+        now = time.monotonic()
+        fired = False
+        while (timer := self.timers.pop_due(now)) is not None:
+            fired = True
+            self._guarded(timer.callback, *timer.args)
+        return fired
 
     def _dispatch(self, events: list[tuple[int, int]]) -> bool:
         entries = self.table.entries
@@ -228,102 +213,45 @@ class Loop(abc.ABC):
         for fd, mask in events:
             entry = entries.get(fd)
             if entry is None:
-                if self._wake_pipe is not None and fd == self._wake_pipe[0]:
-                    self._drain_wake()
-                    continue
-                # Registered by a descriptor that was closed while a dup or a child holds the file.
-                self._rebuild = self._rebuild or fd not in self._gone
+                if self._waker is not None and fd == self._waker.reader:
+                    self._waker.drain()
+                elif fd not in self._gone:
+                    # Registered by a descriptor that was closed while a dup or a child holds the
+                    # file.
+                    self._rebuild = True
                 continue
             if entry.born == self._polled:
                 continue  # opened by a handler since the poll: the event was its predecessor's
             if entry.stale:
                 self.table.drop_stale(entry)
                 continue
-            if not mask & entry.registered:
+            mask &= entry.registered
+            if not mask:
                 self._rebuild = True
                 continue
-            if mask & READ and entry.read_handler is not None and entry.wants & READ:
-                handler, entry.read_handler = entry.read_handler, None
-                data, entry.read_data = entry.read_data, None
+            if entry.parent is not None:
+                entry = entry.parent
+            if mask & READ and not (entry.deferred or entry.held):
+                read = entry.read_handler
+                if read is not None:
+                    data, entry.read_handler, entry.read_data = entry.read_data, None, None
+                    self._touch(entry)
+                    self._guarded(read, entry.sock, data)
+                    done = True
+            # A handler may have closed it, or put another file under its number.
+            if mask & WRITE & entry.registered:
+                write = entry.write_handler
+                if write is not None:
+                    data, entry.write_handler, entry.write_data = entry.write_data, None, None
+                    self._touch(entry)
+                    self._guarded(write, entry.sock, data)
+                    done = True
+            elif mask & HANGUP and entry.hangup_handler is not None:
+                hangup, entry.hangup_handler = entry.hangup_handler, None
                 self._touch(entry)
-                self._guarded(handler, entry.sock, data)
-                done = True
-            if mask & WRITE and entry.write_handler is not None and not entry.closing:
-                handler, entry.write_handler = entry.write_handler, None
-                data, entry.write_data = entry.write_data, None
-                self._touch(entry)
-                self._guarded(handler, entry.sock, data)
+                self._guarded(hangup)
                 done = True
         return done
-
-    def _guarded(self, fn: Callable[..., object], *args: Any) -> None:
-        try:
-            fn(*args)
-        except Exception as why:
-            where = getattr(fn, "__qualname__", repr(fn))
-            try:
-                self.exception_hook(why, where)
-            except Exception as worse:
-                _log_exception(worse, "exception_hook")
-
-    # -- interest ------------------------------------------------------------------------------
-
-    def _touch(self, entry: Entry) -> None:
-        if not entry.dirty:
-            entry.dirty = True
-            self._dirty.append(entry)
-
-    def _flush(self) -> None:
-        if self._rebuild:
-            self._renew_poller()
-        while self._dirty:
-            dirty, self._dirty = self._dirty, []
-            for entry in dirty:
-                entry.dirty = False
-                if entry.closing or entry.wants == entry.registered:
-                    continue
-                if entry.stale:
-                    self.table.drop_stale(entry)
-                    continue
-                try:
-                    self._set_interest(entry, entry.wants)
-                except OSError as why:
-                    # Its handlers would never be called again: say so, and let it go.
-                    entry.error = why.errno or 0
-                    self.table.drop_stale(entry)
-                    self._guarded(self._raise, why)
-
-    @staticmethod
-    def _raise(why: BaseException) -> None:
-        raise why
-
-    def _set_interest(self, entry: Entry, wants: int) -> None:
-        before, entry.registered = entry.registered, wants
-        if before != wants:
-            self.system_calls["interest"] += 1
-            try:
-                self._open_poller().set(entry.fd, before, wants)
-            except OSError:
-                entry.registered = before
-                raise
-
-    def _open_poller(self) -> Poller:
-        if self._poller is None:
-            self._poller = self._make_poller()
-            if self._wake_pipe is None:
-                self._wake_pipe = _pipe()
-            self._poller.set(self._wake_pipe[0], 0, READ)
-        return self._poller
-
-    def _renew_poller(self) -> None:
-        """A fresh poller that knows the living entries only."""
-        self._rebuild = False
-        if self._poller is not None:
-            self._poller.close()
-            self._poller = None
-        for entry in self.table:
-            entry.registered = 0
-            self._touch(entry)
 
     # -- entries -------------------------------------------------------------------------------
 
@@ -331,9 +259,7 @@ class Loop(abc.ABC):
         """The entry of `thing`; a descriptor that is not in the table yet is taken in, and made
         non-blocking."""
         self._check_thread()
-        entry = self.table.find_object(thing)
-        if entry is None or entry.stale:
-            entry = self.table.find(thing)
+        entry = self.table.find(thing)
         if entry is None:
             return self._adopt(thing)
         if entry.closing:
@@ -341,11 +267,10 @@ class Loop(abc.ABC):
         return entry
 
     def _adopt(self, thing: Any) -> Entry:
-        fd = descriptor(thing)
+        thing, fd = holder(thing), descriptor(thing)
         try:
-            settimeout = getattr(thing, "settimeout", None)
-            if settimeout is not None:
-                settimeout(0)
+            if hasattr(thing, "settimeout"):
+                thing.settimeout(0)
             else:
                 os.set_blocking(fd, False)
             poller = self._open_poller()
@@ -360,8 +285,30 @@ class Loop(abc.ABC):
             raise CommError(code, text) from why
         return self.table.add(thing, fd, self._polled)
 
+    def _arm(self, entry: Entry, type: int, handler: Handler | None, data: Any = None) -> None:
+        if type & COMM_SELECT_READ:
+            entry.read_handler, entry.read_data = handler, data
+        if type & COMM_SELECT_WRITE:
+            entry.write_handler, entry.write_data = handler, data
+        self._touch(entry)
+
+    @staticmethod
+    def _unblock(entry: Entry) -> None:
+        """Whatever time-out its user gave the socket object: the loop must never wait in it."""
+        timeout = getattr(entry.sock, "gettimeout", None)
+        if timeout is not None and timeout() != 0:
+            entry.sock.settimeout(0)
+
+    @staticmethod
+    def _refuse_while(entry: Entry, *operations: str) -> None:
+        for operation in operations:
+            if operation in entry.pending:
+                raise _busy(entry, operation)
+
     def _dropped(self, entry: Entry) -> None:
         """An entry left the table without comm_close."""
+        if entry.closing:
+            return
         if entry.registered:
             self._rebuild = True
         self._release(entry)
@@ -370,7 +317,7 @@ class Loop(abc.ABC):
     def _release(self, entry: Entry) -> None:
         """Nothing of the loop refers to `entry` any more."""
         entry.closing = True
-        entry.read_handler = entry.write_handler = None
+        entry.read_handler = entry.write_handler = entry.hangup_handler = None
         entry.read_data = entry.write_data = None
         self._clear_deadline(entry)
         if entry.outgoing is not None:
@@ -401,87 +348,14 @@ class Loop(abc.ABC):
     def _deadline_passed(self, entry: Entry) -> None:
         handler, data = entry.deadline_handler, entry.deadline_data
         entry.deadline_handler = entry.deadline_data = None
-        if handler is None:
+        if entry.stale:
+            self.table.drop_stale(entry)
+        elif handler is None:
             self._close_entry(entry)
         else:
             handler(entry.sock, data)
 
-    @abc.abstractmethod
-    def _close_entry(self, entry: Entry) -> None:
-        """sockets.py says what closing means."""
 
-    # -- threads, signals, fork ----------------------------------------------------------------
-
-    def _claim(self) -> None:
-        self._check_thread()
-        if self._thread is not None:
-            raise CommError(errno.EDEADLK, "the loop is running: a handler cannot run it again")
-        self._thread = threading.get_ident()
-        self._open_poller()
-
-    def _check_thread(self) -> None:
-        if self._thread is not None and self._thread != threading.get_ident():
-            raise CommError(
-                errno.EPERM, "the loop runs in another thread: use call_soon_threadsafe(fn, *args)"
-            )
-
-    def _wake(self) -> None:
-        # Without a pipe no loop is waiting yet: its first turn looks at what was set before.
-        if self._wake_pipe is not None:
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._wake_pipe[1], b"\0")
-
-    def _drain_wake(self) -> None:
-        assert self._wake_pipe is not None
-        with contextlib.suppress(BlockingIOError):
-            while len(os.read(self._wake_pipe[0], 4096)) == 4096:
-                pass
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C stops the loop, where the program left SIGINT as Python sets it."""
-        if (
-            threading.current_thread() is not threading.main_thread()
-            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        ):
-            yield
-            return
-
-        def on_sigint(signum: int, frame: FrameType | None) -> None:
-            if self._stopping:
-                signal.default_int_handler(signum, frame)
-            self.stop()
-
-        signal.signal(signal.SIGINT, on_sigint)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _after_fork(self) -> None:
-        """In the child: a poller of its own. The parent's epoll is the same open file in both, so
-        it must not be changed from here; closing the number does not touch it."""
-        self._thread = None
-        if self._poller is not None or self._wake_pipe is not None:
-            self.close()
-        for entry in self.table:
-            entry.registered = 0
-            self._touch(entry)
-
-
-def _pipe() -> tuple[int, int]:
-    r, w = os.pipe()
-    os.set_blocking(r, False)
-    os.set_blocking(w, False)
-    return r, w
-
-
-_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
-
-
-def _loops_after_fork() -> None:
-    for loop in list(_loops):
-        loop._after_fork()
-
-
-os.register_at_fork(after_in_child=_loops_after_fork)
+def _busy(entry: Entry, operation: str) -> CommError:
+    text = f"descriptor {entry.fd} is in the middle of a {operation}"
+    return CommError(errno.EALREADY if operation == "connect" else errno.EBUSY, text)

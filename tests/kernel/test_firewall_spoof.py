@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import socket
 import struct
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from firewall_peers import FAMILIES, fetch, listener, nothing_left, relay_on, serve_on
 
-from lusca_comm.firewall import Plan, apply, remove
+from lusca_comm.firewall import Exempt, Plan, apply, remove
 from lusca_comm.firewall.netlink import NETLINK_NETFILTER, Netlink, be32
 from lusca_comm.firewall.nftables import Chain, Hook, Rule, Table
 from lusca_comm.firewall.statements import Expr, Sets
@@ -50,6 +51,25 @@ def test_a_spoofed_connection_gets_its_answers_only_with_the_reply_path(
             assert net.client.run(fetch, there)[0] == ""  # the proxy had no answer itself
             assert proxy.recv()[1] == there
             net.router.run(remove, Plan(mode=mode))
+
+
+@families
+@modes
+@pytest.mark.parametrize("same_port", [False, True], ids=["port-0", "same-port"])
+def test_own_and_forwarded_traffic_spoofed_at_once(
+    three_hosts: Topology, mode: str, family: int, same_port: bool
+) -> None:
+    net = three_hosts
+    there = (net.origin_ip[family], 80)
+    serve_on(net.origin, family, 80, name="origin")
+    proxy = relay_on(net.router, family, mode, same_port=False, mark=0x539)
+    exempt = Exempt(mark=0x539)
+    net.router.run(apply, Plan(mode=mode, own=True, exempt=exempt, spoof=True, same_port=same_port))
+    for host in (net.client, net.router):
+        name, seen, own = host.run(fetch, there)
+        assert name == "origin"
+        assert proxy.recv() == (own, there)
+        assert seen.startswith(f"{own[0]} ")
 
 
 class DropInvalid:
@@ -117,6 +137,36 @@ def test_same_port_spoofing_beside_a_stateful_firewall(
         name, seen, own = net.client.run(fetch, there, prepare=with_isn)
         assert proxy.recv() == (own, there)
         assert (name, seen) == ("origin", f"{own[0]} {own[1]}")
+
+
+@pytest.mark.skipif(not shutil.which("nft"), reason="the program nft is not installed")
+@families
+@modes
+@pytest.mark.parametrize("by", ["interface", "port"])
+def test_what_is_not_the_proxys_keeps_its_conntrack_zone(
+    three_hosts: Topology, mode: str, family: int, by: str
+) -> None:
+    """In another zone an answer would not find the NAT that was done to its connection."""
+    net = three_hosts
+    serve_on(net.origin, family, 80, 81, name="origin")
+    out = net.origin_link.a_ifname
+    chain = "{ type nat hook postrouting priority srcnat; }"
+    net.router.check_output(["nft", f"add table inet nat; add chain inet nat out {chain}"])
+    net.router.check_output(["nft", f"add rule inet nat out oifname {out} masquerade"])
+    net.router.run(drop_invalid)
+    plan = Plan(
+        mode=mode,
+        spoof=True,
+        same_port=True,
+        bypass=(net.origin_ip[family],),
+        origin_interfaces=(out,) if by == "interface" else (),
+    )
+    net.router.run(apply, plan)
+    for host in (net.client, net.router):
+        for port in (80, 81):
+            name, seen, _ = host.run(fetch, (net.origin_ip[family], port))
+            assert name == "origin"
+            assert seen.startswith(net.router_origin_ip[family] + " ")
 
 
 def resets_sent() -> int:

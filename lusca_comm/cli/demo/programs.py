@@ -25,7 +25,8 @@ __all__ = ["LISTEN", "Log", "fetch", "intercept", "serve"]
 LISTEN = lc.COMM_NONBLOCKING | lc.COMM_REUSEADDR | lc.COMM_TPROXY_LCL
 """One listener for both: the flag that TPROXY needs does REDIRECT no harm."""
 
-_SECONDS = 5.0
+SECONDS = 5.0
+"""Until the client and the origin give up; half of it until the proxy does."""
 
 
 class Log:
@@ -60,7 +61,7 @@ class Log:
 
 def fetch(address: Address, body: bytes) -> Response | str:
     """The client: an ordinary HTTP request to the origin. What it got, or why it got nothing."""
-    connection = http.client.HTTPConnection(address[0], address[1], timeout=_SECONDS)
+    connection = http.client.HTTPConnection(address[0], address[1], timeout=SECONDS)
     with contextlib.closing(connection):
         try:
             connection.connect()
@@ -77,7 +78,7 @@ def serve(channel: Channel, addresses: Iterable[Address], log: Log) -> None:
 
     class Page(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        timeout = _SECONDS
+        timeout = SECONDS
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -134,7 +135,7 @@ def intercept(channel: Channel, ports: Mapping[int, bool], log: Log) -> None:
             family=socket.AF_INET6 if ":" in there.address[0] else socket.AF_INET,
             flags=lc.COMM_REUSEADDR | (lc.COMM_TPROXY_REM if spoof else 0),
         )
-        loop.comm_connect(upstream, there.address, on_connected, (got, there), timeout=_SECONDS / 2)
+        loop.comm_connect(upstream, there.address, on_connected, (got, there), timeout=SECONDS / 2)
 
     def on_connected(
         upstream: socket.socket, status: int, data: tuple[lc.Accepted, lc.Interception]
@@ -145,7 +146,7 @@ def intercept(channel: Channel, ports: Mapping[int, bool], log: Log) -> None:
         source = loop.comm_spoof(upstream).address
         log.note(Proxied(peer, there.address, there.engine, there.translated, source))
         if status == lc.COMM_OK:
-            loop.relay(got.sock, upstream, lambda _: None, idle=_SECONDS)
+            loop.relay(got.sock, upstream, lambda _: None, idle=SECONDS)
             return
         code = loop.comm_error(upstream) or errno.ETIMEDOUT
         loop.comm_reset_close(upstream)

@@ -1,0 +1,32 @@
+"""A bar a relay: the median, with the 95 % interval as a line."""
+
+import statistics
+from pathlib import Path
+
+
+def draw(title: str, unit: str, figures: dict[str, list[float]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+    from run import interval
+
+    names = list(reversed(figures))
+    medians = [statistics.median(figures[name]) for name in names]
+    spans = [interval(figures[name]) for name in names]
+    errors = [
+        [middle - low for middle, (low, _) in zip(medians, spans, strict=True)],
+        [high - middle for middle, (_, high) in zip(medians, spans, strict=True)],
+    ]
+    ours = ("comm", "lusca_comm")
+    colours = ["#2563eb" if name.startswith(ours) else "#94a3b8" for name in names]
+    figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.36 * len(names)))
+    bars = axes.barh(names, medians, xerr=errors, color=colours, ecolor="#334155", capsize=2)
+    axes.bar_label(bars, labels=[f"{value:.3g}" for value in medians], padding=6, fontsize=8)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(unit)
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,224 @@
+"""Relays side by side: CPU, latency and memory, in one run.
+
+    python benchmarks/run.py [--rounds 9] [--peers NAME,...] [--works NAME,...]
+                             [--json FILE] [--plots DIRECTORY]
+
+Everything runs in a network namespace of its own (no root needed). The relay has one core, the
+clients and the origin another. Rounds are interleaved: each round runs every relay once. Given are
+the median and the 95 % bootstrap interval; CPU is the relay's own, as the kernel accounts it.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peers import BUSY, FLOOR, ORIGIN, PEERS, PORT, Scratch, cpu_seconds, rss_bytes
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lusca_comm import CommError
+from lusca_comm.lab import Host, Lab
+
+MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the clients do, and the figure that comes of it."""
+
+    title: str
+    unit: str
+    load: tuple[str, ...]
+    rounds: int = 0  # 0: as many as asked for
+
+
+def _bulk(streams: int, total: int) -> Work:
+    title = f"bulk, {streams} stream{'s' if streams > 1 else ''}"
+    return Work(title, "CPU s/GB", ("bulk", str(streams), str(total // streams)))
+
+
+WORKS: dict[str, Work] = {
+    "bulk1": _bulk(1, 600 * MB),
+    "bulk16": _bulk(16, 600 * MB),
+    "bulk256": _bulk(256, 600 * MB),
+    "short": Work("short connections", "CPU ms each", ("short", "16", "4000")),
+    "ping": Work("small messages", "CPU µs each", ("ping", "16", "1000")),
+    "idle": Work("idle pairs", "bytes of RSS each", ("idle", "5000"), rounds=3),
+    "p99": Work("p99 of small messages", "µs", ("ping", "16", "1000")),
+    "busy": Work("p99 beside a CPU-bound Python thread", "µs", ("ping", "16", "1000")),
+}
+
+
+class Bench:
+    def __init__(self, host: Host, scratch: Scratch, cores: tuple[int, int]) -> None:
+        self.host = host
+        self.scratch = scratch
+        self.relay_core, self.load_core = (str(core) for core in cores)
+        self.origin = self._start(self.load_core, [self._program("load"), "origin", str(ORIGIN)])
+        host.wait_listening(ORIGIN)
+
+    def _program(self, name: str) -> str:
+        return str(self.scratch.folder / name)
+
+    def _start(self, core: str, command: list[str], **options: Any) -> subprocess.Popen[Any]:
+        return self.host.popen(["taskset", "-c", core, *command], **options)
+
+    def _load(self, words: tuple[str, ...]) -> subprocess.Popen[Any]:
+        kind, *rest = words
+        command = [self._program("load"), kind, "127.0.0.1", str(PORT), *rest]
+        return self._start(
+            self.load_core, command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+        )
+
+    @contextlib.contextmanager
+    def relay(self, command: list[str]) -> Iterator[int]:
+        with (self.scratch.folder / "stderr").open("w+b") as log:
+            process = self._start(self.relay_core, command, stderr=log)
+            try:
+                self.host.wait_listening(PORT)
+            except CommError as why:
+                log.seek(0)
+                text = log.read().decode(errors="replace")
+                raise RuntimeError(f"{' '.join(command)} does not listen: {text}") from why
+        try:
+            yield process.pid
+        finally:
+            process.kill() if "nginx" not in command[0] else process.terminate()
+            process.wait()
+
+    def run(self, words: tuple[str, ...]) -> dict[str, float]:
+        load = self._load(words)
+        out, _ = load.communicate(timeout=120)
+        if load.returncode:
+            raise RuntimeError(f"load {' '.join(words)} failed: {out}")
+        result: dict[str, float] = json.loads(out)
+        return result
+
+    def measure(self, name: str, work: Work, command: list[str]) -> float:
+        with self.relay(command) as pid:
+            if name == "idle":
+                return self._idle(pid, work)
+            self.run(("short", "8", "200"))  # warm
+            if name == "busy":
+                return self.run(work.load)["p99_us"]
+            before = cpu_seconds(pid)
+            got = self.run(work.load)
+            used = cpu_seconds(pid) - before
+            if name == "p99":
+                return got["p99_us"]
+            if name.startswith("bulk"):
+                return used / (got["bytes"] / 1e9)
+            return used / got["done"] * (1e3 if name == "short" else 1e6)
+
+    def _idle(self, pid: int, work: Work) -> float:
+        self.run(("short", "8", "200"))
+        count = int(work.load[1])
+        before = rss_bytes(pid)
+        load = self._load(work.load)
+        assert load.stdout is not None
+        line = load.stdout.readline()
+        if json.loads(line)["done"] != count:
+            raise RuntimeError(f"idle pairs: {line}")
+        used = rss_bytes(pid) - before
+        load.communicate()
+        return used / count
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the median."""
+    dice = random.Random(1)
+    medians = sorted(statistics.median(dice.choices(values, k=len(values))) for _ in range(2000))
+    return medians[50], medians[1949]
+
+
+def table_of(work: Work, figures: dict[str, list[float]]) -> Table:
+    table = Table(title=f"{work.title}: {work.unit}", title_justify="left")
+    for heading in ("relay", "median", "95 % interval", "of the floor"):
+        table.add_column(heading, justify="left" if heading == "relay" else "right")
+    floor = statistics.median(figures[FLOOR]) if FLOOR in figures else 0.0
+    for peer, values in figures.items():
+        middle, (low, high) = statistics.median(values), interval(values)
+        ratio = f"{middle / floor:.2f}" if floor else ""
+        table.add_row(peer, f"{middle:.4g}", f"{low:.4g} - {high:.4g}", ratio)
+    return table
+
+
+def choose(text: str | None, known: dict[str, Any]) -> list[str]:
+    names = list(known) if text is None else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"no {name!r}: one of {', '.join(known)}")
+    return names
+
+
+def loopback_mtu() -> None:
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        route.link("set", index=1, mtu=1500)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--peers", help=f"of: {', '.join(PEERS)}")
+    parser.add_argument("--works", help=f"of: {', '.join(WORKS)}")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plots", type=Path, help="where the SVG files go")
+    options = parser.parse_args()
+    console = Console()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    available = sorted(os.sched_getaffinity(0))
+    figures: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder, Lab() as lab:
+        host = lab.host("bench")
+        host.run(loopback_mtu)
+        scratch = Scratch(Path(folder))
+        bench = Bench(host, scratch, (available[0], available[-1]))
+        turns = []
+        for name in choose(options.works, WORKS):
+            known = BUSY if name == "busy" else PEERS
+            rounds = WORKS[name].rounds or options.rounds
+            for peer in choose(options.peers, PEERS):
+                command = known[peer](scratch) if peer in known else None
+                if command is not None:
+                    turns += [(turn, name, peer, command) for turn in range(rounds)]
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("measuring", total=len(turns))
+            for _, name, peer, command in sorted(turns, key=lambda t: t[0]):
+                progress.update(task, description=f"{WORKS[name].title}: {peer}", advance=1)
+                value = bench.measure(name, WORKS[name], command)
+                figures.setdefault(name, {}).setdefault(peer, []).append(value)
+    for name in WORKS:
+        if name in figures:
+            console.print(table_of(WORKS[name], figures[name]))
+    if options.json:
+        report = {
+            "command": " ".join(["python", *sys.argv]),
+            "kernel": os.uname().release,
+            "figures": figures,
+        }
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.plots:
+        from plots import draw
+
+        options.plots.mkdir(parents=True, exist_ok=True)
+        for name, values in figures.items():
+            draw(WORKS[name].title, WORKS[name].unit, values, options.plots / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

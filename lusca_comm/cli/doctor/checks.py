@@ -1,0 +1,206 @@
+"""What a proxy needs of the machine, one finding each. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import lusca_comm as lc
+from lusca_comm.address import spell
+from lusca_comm.firewall import Plan, routing, transaction
+from lusca_comm.firewall.netlink import (
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    Message,
+    Netlink,
+    Refused,
+    unpack,
+)
+from lusca_comm.firewall.nftables import table
+
+from .sockets import listeners
+
+__all__ = ["Finding", "State", "examine"]
+
+
+class State(enum.Enum):
+    OK = enum.auto()
+    MISSING = enum.auto()
+    NOTE = enum.auto()
+    UNKNOWN = enum.auto()
+
+
+class Finding(NamedTuple):
+    """``mend``: the command that helps, if there is one."""
+
+    state: State
+    text: str
+    mend: str = ""
+
+
+WILDCARD = {"ipv4": "0.0.0.0", "ipv6": "::"}
+NAME = {"ipv4": "IPv4", "ipv6": "IPv6"}
+
+
+def examine(plan: Plan) -> Iterator[Finding]:
+    """Everything that this plan needs, in the order in which one would set it up."""
+    if sys.platform != "linux":
+        raise lc.CommError(errno.ENOSYS, f"doctor knows Linux; this is {sys.platform}")
+    yield from _engines(plan)
+    if plan.forwarded:
+        yield from _forwarding(plan)
+    if plan.routed:
+        yield from _routing(plan)
+        if plan.forwarded or plan.spoof:
+            yield from _marks(plan)
+    yield from _rules(plan)
+    yield from _listening(plan)
+
+
+def _engines(plan: Plan) -> Iterator[Finding]:
+    if plan.mode == "redirect":
+        (nat,) = (engine for engine in lc.engines() if engine.name == "netfilter")
+        if nat.errno:
+            yield Finding(State.MISSING, f"SO_ORIGINAL_DST: {nat.reason}", "modprobe nf_conntrack")
+        else:
+            yield Finding(State.OK, "SO_ORIGINAL_DST tells where a connection was going")
+    if not plan.routed:
+        return
+    what = "transparent sockets, with the capabilities of this process"
+    loop = lc.Reactor()
+    for family in plan.families:
+        try:
+            sock = loop.comm_open(
+                address=(WILDCARD[family], 0), flags=lc.COMM_DOBIND | lc.COMM_TPROXY_LCL
+            )
+        except lc.CommError as why:
+            yield Finding(State.MISSING, f"{NAME[family]}: {what}: {why.strerror}")
+        else:
+            loop.comm_close(sock)
+            yield Finding(State.OK, f"{NAME[family]}: {what}")
+
+
+def _forwarding(plan: Plan) -> Iterator[Finding]:
+    for family in plan.families:
+        name = f"net/{family}/" + {"ipv4": "ip_forward", "ipv6": "conf/all/forwarding"}[family]
+        if _sysctl(name) == "1":
+            yield Finding(State.OK, f"{NAME[family]}: this machine forwards")
+        else:
+            yield Finding(
+                State.MISSING,
+                f"{NAME[family]}: this machine is no router: it does not forward",
+                f"sysctl -w {name.replace('/', '.')}=1",
+            )
+
+
+def _routing(plan: Plan) -> Iterator[Finding]:
+    with Netlink(NETLINK_ROUTE) as route:
+        for step in routing.steps(plan):
+            what = f"IPv{step.text[1]}: {' '.join(step.text[2:].format('').split())}"
+            try:
+                there = step.is_in(route.dump(step.dump))
+            except Refused as why:
+                yield Finding(State.MISSING, f"{what}: {why.strerror}")
+                continue
+            yield Finding(State.OK, what) if there else Finding(State.MISSING, what, step.command)
+
+
+def _marks(plan: Plan) -> Iterator[Finding]:
+    """Settings with which the packet mark decides on the way back to the client, which then ends
+    here: nothing is answered (seen on Linux 6.18; src_valid_mark whatever rp_filter is, and
+    rp_filter alone does no harm). WireGuard's wg-quick sets src_valid_mark."""
+    root = Path("/proc/sys")
+    files = []
+    if "ipv4" in plan.families:
+        files += sorted(root.glob("net/ipv4/conf/*/src_valid_mark"))
+    if plan.mode == "tproxy":
+        files.append(root / "net/ipv4/tcp_fwmark_accept")
+    names = [str(file.relative_to(root)) for file in files if file.parent.name != "default"]
+    wrong = [name for name in names if _sysctl(name) not in ("", "0")]
+    for name in wrong:
+        yield Finding(
+            State.MISSING,
+            f"{name} is on, so what carries the mark is not answered",
+            f"sysctl -w {name}=0",
+        )
+    if not wrong:
+        yield Finding(State.OK, "no sysctl keeps marked packets from being answered")
+
+
+def _rules(plan: Plan) -> Iterator[Finding]:
+    what = f"nftables: table inet {plan.name}"
+    with Netlink(NETLINK_NETFILTER) as nft:
+        try:
+            listed = transaction.of_table(plan.name, nft.dump(transaction.get_rules(plan.name)))
+            # of every table; NFT_MSG_GETRULE
+            every = nft.dump(Message(10 << 8 | transaction.GETRULE, 0, bytes(4), ()))
+        except Refused as why:
+            listed, every = [], []
+            if why.number != errno.ENOENT:
+                text = f"{what}: only root can see it" if why.number == errno.EPERM else str(why)
+                yield Finding(State.UNKNOWN, text)
+                return
+    parts = transaction.parts(table(plan))
+    # The kernel's number of a control group is its own; the rest of the rules can be compared.
+    same = bool(plan.exempt.cgroups) or transaction.same_rules(parts, listed)
+    if not listed:
+        yield Finding(State.MISSING, what, "lusca-comm rules --apply, with these options")
+    elif same:
+        yield Finding(State.OK, what)
+    else:
+        yield Finding(
+            State.MISSING,
+            f"{what}: it is there, with other rules than these options give",
+            "lusca-comm rules --remove, with its options, and --apply with these",
+        )
+    if plan.spoof:
+        yield from _masquerade(every)
+
+
+def _masquerade(rules: list[tuple[int, bytes]]) -> Iterator[Finding]:
+    """Of nft and iptables-nft; the old iptables keeps its rules elsewhere."""
+    found = set()
+    for _, body in rules:
+        if b"masq\0" in body or b"MASQUERADE\0" in body:
+            attrs = dict(unpack(body[4:]))
+            found.add(" ".join(attrs[key].rstrip(b"\0").decode() for key in (1, 2)))
+    for chain in sorted(found):
+        yield Finding(
+            State.NOTE,
+            f"chain {chain} masquerades: what it does to the proxy's connections undoes spoofing. "
+            "Exempt them from it",
+        )
+
+
+def _listening(plan: Plan) -> Iterator[Finding]:
+    found = listeners(plan.port)
+    for family in plan.families:
+        here = [listener for listener in found if family in listener.families]
+        names = ", ".join(spell((listener.host, listener.port)) for listener in here)
+        if not here:
+            yield Finding(State.MISSING, f"{NAME[family]}: nothing listens on port {plan.port}")
+        elif plan.mode == "redirect" or any(listener.transparent for listener in here):
+            yield Finding(State.OK, f"{NAME[family]}: the proxy listens on {names}")
+        elif any(listener.transparent is None for listener in here):
+            yield Finding(
+                State.UNKNOWN,
+                f"{NAME[family]}: {names} listens; before 5.10 the kernel does not tell whether "
+                "with IP_TRANSPARENT",
+            )
+        else:
+            yield Finding(
+                State.MISSING,
+                f"{NAME[family]}: {names} listens without IP_TRANSPARENT, so connections go to "
+                "the real server: open it with COMM_TPROXY_LCL",
+            )
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return ""

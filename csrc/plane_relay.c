@@ -73,18 +73,10 @@ static void drop_hold(struct relay *r, int d)
     free(h);
 }
 
-/* FACT (Linux): disconnecting sends the reset whoever else holds the file; close(2) with a zero
- * linger does so for the last holder only. */
 void lc_reset_fd(int fd)
 {
-    struct linger now = {1, 0};
-    struct sockaddr none;
-
-    memset(&none, 0, sizeof none);
-    none.sa_family = AF_UNSPEC;
-    (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    if (connect(fd, &none, sizeof none) < 0)
-        (void)shutdown(fd, SHUT_RDWR);
+    (void)lc_abort(fd);
+    (void)shutdown(fd, SHUT_RDWR);  /* what knows no reset */
     close(fd);
 }
 
@@ -106,8 +98,6 @@ static void part(struct lc_plane *p, struct relay *r, int side, int what)
         lc_reset_fd(fd);
         return;
     }
-    if (r->limit[!side] != UINT64_MAX)  /* a limit, not an end, finished what flowed to it */
-        (void)shutdown(fd, SHUT_RDWR);
     close(fd);
 }
 
@@ -280,9 +270,11 @@ static int limits_reached(const struct relay *r)
 static void pass_end(struct lc_plane *p, struct relay *r, int d)
 {
     r->side[d] |= FINISHED;
-    (void)shutdown(LC_GET(r->fd[!d]), SHUT_WR);
-    if (r->side[!d] & FINISHED)
-        lc_relay_end(p, r, LC_END_EOF, 0, 0);
+    (void)lc_finish(LC_GET(r->fd[!d]));
+    if (!(r->side[!d] & FINISHED))
+        return;
+    /* One that has reached its limit has not come to its end: its sender may go on. */
+    lc_relay_end(p, r, LC_GET(r->count[!d]) >= r->limit[!d] ? LC_END_LIMIT : LC_END_EOF, 0, 0);
 }
 
 /* Moves bytes of one direction until something blocks, ends, or the budget is spent. */

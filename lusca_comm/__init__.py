@@ -31,7 +31,9 @@ from .datagram import Datagram
 from .engines import Engine, engines
 from .errors import CommError, NotIntercepted
 from .intercept import Interception, original_destination
-from .relay import Relay, RelayResult
+from .intercept_relay import InterceptRelay, Question
+from .plane import Plane, Relay, RelayResult, Totals
+from .policy import Rule
 from .sockets import Accepted
 from .spoof import Spoof
 
@@ -71,6 +73,8 @@ comm_cancel_event = default_reactor.comm_cancel_event
 comm_select = default_reactor.comm_select
 call_soon_threadsafe = default_reactor.call_soon_threadsafe
 relay = default_reactor.relay
+connect_relay = default_reactor.connect_relay
+intercept_relay = default_reactor.intercept_relay
 run = default_reactor.run
 stop = default_reactor.stop
 
@@ -101,12 +105,17 @@ __all__ = [
     "CommError",
     "Datagram",
     "Engine",
+    "InterceptRelay",
     "Interception",
     "NotIntercepted",
+    "Plane",
+    "Question",
     "Reactor",
     "Relay",
     "RelayResult",
+    "Rule",
     "Spoof",
+    "Totals",
     "call_soon_threadsafe",
     "comm_accept",
     "comm_add_close_handler",
@@ -142,8 +151,10 @@ __all__ = [
     "comm_udp_reply",
     "comm_udp_sendto",
     "comm_write",
+    "connect_relay",
     "default_reactor",
     "engines",
+    "intercept_relay",
     "original_destination",
     "relay",
     "run",

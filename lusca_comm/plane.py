@@ -141,7 +141,8 @@ def check(
 
 
 def milliseconds(seconds: float | None) -> int:
-    return -1 if seconds is None else max(0, round(seconds * 1000))
+    """For C; -1: none. More than 49 days are 49 days."""
+    return -1 if seconds is None else round(min(seconds * 1000, 0xFFFFFFFE))
 
 
 def check_arguments(
@@ -342,6 +343,15 @@ class Plane:
             return None
         slot = id[0] & 0xFFFFFFFF
         return self._relays[slot] if slot < len(self._relays) else None
+
+    def listen(self, listener: Any, fd: int, how: Any, rules: Any, count: int) -> int:
+        """Gives the listening descriptor `fd` to the plane; the listener's number."""
+        plane = self._open()
+        with self._lock:
+            number = check(lib.lc_plane_listen(plane, fd, how, rules, count))
+            self._listeners.extend([None] * (number + 1 - len(self._listeners)))
+            self._listeners[number] = listener
+        return number
 
     # -- completions ---------------------------------------------------------------------------
 

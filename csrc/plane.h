@@ -123,7 +123,7 @@ struct lc_plane {
     int notify[2];              /* to the user */
 
     /* under the lock */
-    struct relay *chunk[LC_CHUNKS];
+    _Atomic(struct relay *) chunk[LC_CHUNKS];   /* read without the lock */
     uint32_t slots, free;       /* slots made; head of the free list */
     struct command *commands;
     size_t n_commands, room;

@@ -6,7 +6,7 @@
 
 struct relay *lc_slot(struct lc_plane *p, uint32_t slot)
 {
-    return &p->chunk[slot / LC_CHUNK][slot % LC_CHUNK];
+    return &atomic_load_explicit(&p->chunk[slot / LC_CHUNK], memory_order_acquire)[slot % LC_CHUNK];
 }
 
 uint64_t lc_id(const struct relay *r)
@@ -26,7 +26,8 @@ struct relay *lc_by_id(struct lc_plane *p, uint64_t id)
     uint32_t slot = (uint32_t)id;
     struct relay *r;
 
-    if (slot / LC_CHUNK >= LC_CHUNKS || p->chunk[slot / LC_CHUNK] == NULL)
+    if (slot / LC_CHUNK >= LC_CHUNKS
+        || atomic_load_explicit(&p->chunk[slot / LC_CHUNK], memory_order_acquire) == NULL)
         return NULL;
     r = lc_slot(p, slot);
     return atomic_load_explicit(&r->generation, memory_order_acquire) == (uint32_t)(id >> 32)
@@ -49,7 +50,7 @@ static int grow(struct lc_plane *p)
         r->slot = p->slots + i;
         r->next = i + 1 < LC_CHUNK ? r->slot + 1 : LC_NONE;
     }
-    p->chunk[chunk] = made;
+    atomic_store_explicit(&p->chunk[chunk], made, memory_order_release);
     p->free = p->slots;
     p->slots += LC_CHUNK;
     return 0;

@@ -189,6 +189,7 @@ enum {
     LC_DRAINED
 };
 
+/* The descriptors are non-blocking. */
 struct lc_pair {
     int client;
     int upstream;       /* -1: connects to `to`, from a socket opened as `open` says */

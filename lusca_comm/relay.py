@@ -188,7 +188,7 @@ class Relays(Buffered):
     def _held_by(self, thing: Any) -> Relay | None:
         """The relay that owns the descriptor that `thing` once had, or is."""
         if isinstance(thing, int):
-            if thing in self.table.entries or not self.plane.started:
+            if thing in self.table.entries:
                 return None
             self._hand_over()
             return self.plane.find(thing)

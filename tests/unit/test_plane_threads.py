@@ -15,12 +15,9 @@ def test_no_data_race(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     sources = [str(path) for path in sorted(CSRC.glob("*.c"))]
     flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-g", "-O1", "-pthread"]
-    subprocess.run(
-        ["gcc", *flags, "-fsanitize=thread", f"-I{CSRC}", "-o", str(driver)]
-        + [str(HERE / "c/plane_driver.c"), *sources],
-        check=True,
-        env=environment,
-    )
+    sources.append(str(HERE / "c/plane_driver.c"))
+    command = ["gcc", *flags, "-fsanitize=thread", f"-I{CSRC}", "-o", str(driver), *sources]
+    subprocess.run(command, check=True, env=environment)
     done = subprocess.run(
         [str(driver)], capture_output=True, text=True, timeout=100, env=environment
     )

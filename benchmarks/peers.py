@@ -57,10 +57,12 @@ def _uvloop(name: str, *options: str) -> Command:
     return command
 
 
-def _haproxy(splice: str) -> Command:
+_SPLICE = "option splice-request\n    option splice-response"
+
+
+def _haproxy(splice: str, source: str = "haproxy.cfg") -> Command:
     def command(scratch: Scratch) -> list[str] | None:
-        name = "haproxy-splice.cfg" if splice else "haproxy.cfg"
-        config = scratch.config("haproxy.cfg", name, splice=splice)
+        config = scratch.config(source, f"{bool(splice)}-{source}", splice=splice)
         return ["haproxy", "-f", config] if shutil.which("haproxy") else None
 
     return command
@@ -80,18 +82,25 @@ def _go(scratch: Scratch) -> list[str] | None:
     return ["env", "GOMAXPROCS=1", str(program), str(PORT), str(ORIGIN)]
 
 
+_EXAMPLE = HERE.parent / "examples" / "tcp_relay.py"
 FLOOR = "C floor"
 PEERS: dict[str, Command] = {
     FLOOR: lambda scratch: [str(scratch.folder / "floor"), str(PORT), "127.0.0.1", str(ORIGIN)],
     "comm": _python("comm"),
     "HAProxy": _haproxy(""),
-    "HAProxy, splice": _haproxy("option splice-request\n    option splice-response"),
+    "HAProxy, splice": _haproxy(_SPLICE),
     "nginx stream": _nginx,
     "Go io.Copy": _go,
     "uvloop Protocol": _uvloop("uvloop-protocol"),
     "uvloop streams": _uvloop("uvloop-streams"),
     "asyncio Protocol": _python("asyncio-protocol"),
     "asyncio streams": _python("asyncio-streams"),
+}
+INTERCEPTING: dict[str, Command] = {
+    "examples/tcp_relay.py": lambda _: [sys.executable, str(_EXAMPLE), str(PORT), "--quiet"],
+    "HAProxy": _haproxy("", "haproxy-intercept.cfg"),
+    "HAProxy, splice": _haproxy(_SPLICE, "haproxy-intercept.cfg"),
+    "asyncio streams": _python("asyncio-streams", "--intercept"),
 }
 BUSY: dict[str, Command] = {
     "comm": _python("comm", "--busy"),

@@ -1,9 +1,11 @@
 """The relays written in Python that the benchmarks compare.
 
-    python relays.py NAME PORT ORIGIN_PORT [--busy]
+    python relays.py NAME PORT ORIGIN_PORT [--busy] [--intercept]
 
 All of them do the same: accept on 127.0.0.1:PORT, connect to 127.0.0.1:ORIGIN_PORT, relay both
 ways with half-closes. ``--busy`` has another thread of the same interpreter compute all the time.
+``--intercept``, for asyncio-streams: accept what TPROXY delivers, go where it was going, in the
+client's name.
 """
 
 import argparse
@@ -53,16 +55,52 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write_eof()
 
 
-def _streams(port: int, origin: int) -> Any:
+IP_TRANSPARENT = 19  # linux/in.h
+
+
+def _transparent(address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+    sock.bind(address)
+    return sock
+
+
+def _intercepting_streams(port: int, _origin: int) -> Any:
+    """What a Python author writes today."""
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection(HOST, origin)
-        await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
-        up_writer.close()
-        writer.close()
+        sock = _transparent((writer.get_extra_info("peername")[0], 0))
+        there = writer.get_extra_info("sockname")  # TPROXY: the original destination
+        await asyncio.get_running_loop().sock_connect(sock, there)
+        await _join(reader, writer, *await asyncio.open_connection(sock=sock))
 
     async def main() -> None:
-        server = await asyncio.start_server(handle, HOST, port, backlog=65535)
-        async with server:
+        listener = _transparent(("0.0.0.0", port))
+        async with await asyncio.start_server(handle, sock=listener, backlog=65535) as server:
+            await server.serve_forever()
+
+    return main()
+
+
+async def _join(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    up_reader: asyncio.StreamReader,
+    up_writer: asyncio.StreamWriter,
+) -> None:
+    await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+    up_writer.close()
+    writer.close()
+
+
+def _streams(port: int, origin: int) -> Any:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _join(reader, writer, *await asyncio.open_connection(HOST, origin))
+
+    async def main() -> None:
+        async with await asyncio.start_server(handle, HOST, port, backlog=65535) as server:
             await server.serve_forever()
 
     return main()
@@ -163,11 +201,15 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("origin", type=int)
     parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--intercept", action="store_true")
     options = parser.parse_args()
     if options.busy:
         threading.Thread(target=_compute, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
-        RELAYS[options.name](options.port, options.origin)
+        if options.intercept:
+            asyncio.run(_intercepting_streams(options.port, options.origin))
+        else:
+            RELAYS[options.name](options.port, options.origin)
 
 
 if __name__ == "__main__":

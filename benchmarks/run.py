@@ -1,11 +1,14 @@
 """Relays side by side: CPU, latency and memory, in one run.
 
-    python benchmarks/run.py [--rounds 9] [--peers NAME,...] [--works NAME,...]
+    python benchmarks/run.py [--intercept] [--rounds 9] [--peers NAME,...] [--works NAME,...]
                              [--json FILE] [--plots DIRECTORY]
 
-Everything runs in a network namespace of its own (no root needed). The relay has one core, the
-clients and the origin another. Rounds are interleaved: each round runs every relay once. Given are
-the median and the 95 % bootstrap interval; CPU is the relay's own, as the kernel accounts it.
+Everything runs in network namespaces of its own (no root needed): one, with a loopback of MTU 1500
+(at 65536 the ranking comes out wrong), or with ``--intercept`` client, router and origin, where a
+TPROXY rule brings the connections to the relay, which goes on in the client's name. The relay has
+one core, the clients and the origin another. Rounds are interleaved: each round runs every relay
+once. Given are the median and the 95 % bootstrap interval; CPU is the relay's own, as the kernel
+accounts it.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import json
 import os
 import random
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,12 +27,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peers import BUSY, FLOOR, ORIGIN, PEERS, PORT, Scratch, cpu_seconds, rss_bytes
+from peers import (
+    BUSY,
+    FLOOR,
+    INTERCEPTING,
+    ORIGIN,
+    PEERS,
+    PORT,
+    Command,
+    Scratch,
+    cpu_seconds,
+    rss_bytes,
+)
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from lusca_comm import CommError
+from lusca_comm.firewall import Plan, apply
 from lusca_comm.lab import Host, Lab
 
 MB = 1_000_000
@@ -61,33 +77,75 @@ WORKS: dict[str, Work] = {
 }
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the three parts run, and what the clients connect to."""
+
+    clients: Host
+    relay: Host
+    origin: Host
+    target: tuple[str, int]
+    peers: dict[str, Command]
+
+
+def one_host(lab: Lab) -> Place:
+    host = lab.host("bench")
+
+    def loopback_mtu() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            route.link("set", index=1, mtu=1500)
+
+    host.run(loopback_mtu)
+    return Place(host, host, host, ("127.0.0.1", PORT), PEERS)
+
+
+def intercepting(lab: Lab) -> Place:
+    net = lab.three()
+
+    def rules() -> None:
+        apply(Plan(port=PORT, ports=(ORIGIN,), spoof=True))
+
+    net.router.run(rules)
+    target = (net.origin_ip[socket.AF_INET], ORIGIN)
+    return Place(net.client, net.router, net.origin, target, INTERCEPTING)
+
+
 class Bench:
-    def __init__(self, host: Host, scratch: Scratch, cores: tuple[int, int]) -> None:
-        self.host = host
+    def __init__(self, place: Place, scratch: Scratch, cores: tuple[int, int]) -> None:
+        self.place = place
         self.scratch = scratch
         self.relay_core, self.load_core = (str(core) for core in cores)
-        self.origin = self._start(self.load_core, [self._program("load"), "origin", str(ORIGIN)])
-        host.wait_listening(ORIGIN)
+        command = [self._program("load"), "origin", str(ORIGIN)]
+        self._start(place.origin, self.load_core, command)
+        place.origin.wait_listening(ORIGIN)
 
     def _program(self, name: str) -> str:
         return str(self.scratch.folder / name)
 
-    def _start(self, core: str, command: list[str], **options: Any) -> subprocess.Popen[Any]:
-        return self.host.popen(["taskset", "-c", core, *command], **options)
+    @staticmethod
+    def _start(host: Host, core: str, command: list[str], **options: Any) -> subprocess.Popen[Any]:
+        return host.popen(["taskset", "-c", core, *command], **options)
 
     def _load(self, words: tuple[str, ...]) -> subprocess.Popen[Any]:
         kind, *rest = words
-        command = [self._program("load"), kind, "127.0.0.1", str(PORT), *rest]
+        host, port = self.place.target
         return self._start(
-            self.load_core, command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+            self.place.clients,
+            self.load_core,
+            [self._program("load"), kind, host, str(port), *rest],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            text=True,
         )
 
     @contextlib.contextmanager
     def relay(self, command: list[str]) -> Iterator[int]:
         with (self.scratch.folder / "stderr").open("w+b") as log:
-            process = self._start(self.relay_core, command, stderr=log)
+            process = self._start(self.place.relay, self.relay_core, command, stderr=log)
             try:
-                self.host.wait_listening(PORT)
+                self.place.relay.wait_listening(PORT)
             except CommError as why:
                 log.seek(0)
                 text = log.read().decode(errors="replace")
@@ -145,9 +203,9 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def table_of(work: Work, figures: dict[str, list[float]]) -> Table:
     table = Table(title=f"{work.title}: {work.unit}", title_justify="left")
-    for heading in ("relay", "median", "95 % interval", "of the floor"):
-        table.add_column(heading, justify="left" if heading == "relay" else "right")
     floor = statistics.median(figures[FLOOR]) if FLOOR in figures else 0.0
+    for heading in ("relay", "median", "95 % interval", "of the floor" if floor else ""):
+        table.add_column(heading, justify="left" if heading == "relay" else "right")
     for peer, values in figures.items():
         middle, (low, high) = statistics.median(values), interval(values)
         ratio = f"{middle / floor:.2f}" if floor else ""
@@ -163,15 +221,9 @@ def choose(text: str | None, known: dict[str, Any]) -> list[str]:
     return names
 
 
-def loopback_mtu() -> None:
-    from pyroute2 import IPRoute
-
-    with IPRoute() as route:
-        route.link("set", index=1, mtu=1500)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--intercept", action="store_true", help="TPROXY, and the client's name")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peers", help=f"of: {', '.join(PEERS)}")
     parser.add_argument("--works", help=f"of: {', '.join(WORKS)}")
@@ -184,15 +236,14 @@ def main() -> None:
     available = sorted(os.sched_getaffinity(0))
     figures: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder, Lab() as lab:
-        host = lab.host("bench")
-        host.run(loopback_mtu)
+        place = intercepting(lab) if options.intercept else one_host(lab)
         scratch = Scratch(Path(folder))
-        bench = Bench(host, scratch, (available[0], available[-1]))
+        bench = Bench(place, scratch, (available[0], available[-1]))
         turns = []
         for name in choose(options.works, WORKS):
-            known = BUSY if name == "busy" else PEERS
+            known = BUSY if name == "busy" else place.peers
             rounds = WORKS[name].rounds or options.rounds
-            for peer in choose(options.peers, PEERS):
+            for peer in choose(options.peers, place.peers):
                 command = known[peer](scratch) if peer in known else None
                 if command is not None:
                     turns += [(turn, name, peer, command) for turn in range(rounds)]

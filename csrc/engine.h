@@ -9,6 +9,9 @@
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE 1
 #endif
+#if defined(__APPLE__) && !defined(__APPLE_USE_RFC_3542)
+#define __APPLE_USE_RFC_3542 1  /* IPV6_PKTINFO */
+#endif
 
 #include <errno.h>
 #include <string.h>

@@ -52,6 +52,12 @@ static const struct layout layouts[] = {
 #define HERE MACOS
 #endif
 
+#if defined(HERE) && defined(__has_include) && !defined(__APPLE__)
+#if !__has_include(<net/pfvar.h>)
+#undef HERE                     /* built where PF is not installed */
+#endif
+#endif
+
 #ifdef HERE
 #include <sys/param.h>
 #include <sys/ioctl.h>

@@ -137,16 +137,14 @@ static int bind_local(int fd, const struct lc_open *request, const struct lc_add
     return bind(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
 }
 
+/* Whether the socket has a port only bind(2) knows: EINVAL. After a connect that failed it has lost
+ * it, connect(2) would choose another, and getsockname(2) goes on telling the old one. */
 static int assign(int fd, const struct lc_open *request, const struct lc_addr *wanted,
                   const struct lc_addr *towards)
 {
-    struct lc_addr local;
-    int bound, err = lc_local(fd, &local);
+    int err = bind_local(fd, request, towards), bound = err == -EINVAL;
 
-    if (err < 0)
-        return err;
-    bound = local.port != 0;
-    if (!bound && (err = bind_local(fd, request, towards)) < 0)
+    if (err < 0 && !bound)
         return err;
     /* Until now it could send anywhere, or was to connect elsewhere: its hold on the foreign port
      * was for that. -ENOENT: it had none. */

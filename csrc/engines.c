@@ -59,10 +59,15 @@ int lc_engine_allow(int engine, int fd, int family)
 int lc_allow(int fd, int engine)
 {
     struct sockaddr_storage ss;
+    struct lc_addr local;
     socklen_t len = sizeof ss;
 
     if (getsockname(fd, (struct sockaddr *)&ss, &len) < 0)
         return -errno;
+    /* On Linux the right is more than one to bind. */
+    if (lc_engine_at(engine) == &lc_bindany && lc_from_sockaddr(&ss, len, &local) == 0
+        && local.port != 0)
+        return 0;
     return lc_engine_allow(engine, fd, ss.ss_family);
 }
 

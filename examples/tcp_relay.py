@@ -1,6 +1,6 @@
 """A transparent TCP relay in the client's own name: the first thing to read.
 
-    python examples/tcp_relay.py 3129 [--host ::] [--no-spoof]
+    python examples/tcp_relay.py 3129 [--host ::] [--no-spoof] [--quiet]
 
 The firewall has to deliver connections here, by TPROXY or by REDIRECT: docs/firewall.md.
 """
@@ -55,8 +55,10 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--no-spoof", dest="spoof", action="store_false")
+    parser.add_argument("--quiet", action="store_true", help="say only what went wrong")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    level = logging.WARNING if options.quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s")
     flags = lc.COMM_NONBLOCKING | lc.COMM_REUSEADDR | lc.COMM_TPROXY_LCL
     listener = lc.comm_open(address=(options.host, options.port), flags=flags, note="tcp_relay")
     lc.comm_listen(listener)

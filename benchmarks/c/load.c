@@ -306,16 +306,16 @@ static void ping(struct conn *c)
     c->sent_at = now_ns();
 }
 
-/* `msec` < 0: one round trip each. */
-static void pings(int parallel, int64_t msec)
+/* `msec` < 0: one round trip each, at most `window` connections on their way at a time. */
+static void pings(int parallel, int64_t msec, int window)
 {
     struct epoll_event ready[EVENTS];
     struct conn *all = calloc((size_t)parallel, sizeof *all);
     int64_t stop = now_ns() + msec * 1000000;
-    int open = parallel, i, n;
+    int open = parallel, begun, i, n;
 
-    for (i = 0; i < parallel; i++)
-        dial(&all[i]);
+    for (begun = 0; begun < parallel && begun < window; begun++)
+        dial(&all[begun]);
     while (open > 0) {
         n = epoll_wait(ep, ready, EVENTS, -1);
         for (i = 0; i < n; i++) {
@@ -345,8 +345,11 @@ static void pings(int parallel, int64_t msec)
             histogram[step_of(now_ns() - c->sent_at)]++;
             if (msec >= 0 && now_ns() < stop)
                 ping(c);
-            else
+            else {
                 open--;
+                if (begun < parallel)
+                    dial(&all[begun++]);
+            }
         }
     }
 }
@@ -378,9 +381,9 @@ int main(int argc, char **argv)
     else if (strcmp(argv[1], "short") == 0)
         brief(atoi(argv[4]), atoll(argv[5]));
     else if (strcmp(argv[1], "ping") == 0)
-        pings(atoi(argv[4]), atoll(argv[5]));
+        pings(atoi(argv[4]), atoll(argv[5]), atoi(argv[4]));
     else if (strcmp(argv[1], "idle") == 0)
-        pings(atoi(argv[4]), -1);
+        pings(atoi(argv[4]), -1, 32);
     printf("{\"seconds\": %.6f, \"done\": %llu, \"failed\": %llu, \"bytes\": %llu, "
            "\"p50_us\": %.1f, \"p99_us\": %.1f}\n",
            (double)(now_ns() - began) / 1e9, (unsigned long long)done, (unsigned long long)failed,

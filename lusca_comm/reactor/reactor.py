@@ -27,8 +27,12 @@ from ..errors import CommError
 from ..fdtable import Entry, Handler
 from ..intercept import forget_outgoing
 from .interest import Interest
+from .kqueue import KqueuePoller
 from .poller import HANGUP, READ, WRITE, Poller
 from .timers import Timer, Timers, seconds_of
+
+if hasattr(select, "epoll"):
+    from .epoll import EpollPoller
 
 __all__ = ["Loop"]
 
@@ -44,12 +48,8 @@ _SLOTS = {
 
 def _default_poller() -> Poller:
     if hasattr(select, "epoll"):
-        from .epoll import EpollPoller
-
         return EpollPoller()
     if hasattr(select, "kqueue"):
-        from .kqueue import KqueuePoller
-
         return KqueuePoller()
     raise CommError(errno.ENOTSUP, "this system has neither epoll nor kqueue")
 

@@ -7,68 +7,15 @@ import errno
 import os
 import select
 import socket
-import struct
 import threading
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from contract.pollers import MAKERS
+from contract.pollers import BOTH, MAKERS, asked_for, broken, fill, reset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lusca_comm.reactor import kqueue
 from lusca_comm.reactor.poller import READ, WRITE
-
-BOTH = READ | WRITE
-
-
-@pytest.fixture(params=MAKERS)
-def poller(request: pytest.FixtureRequest) -> Iterator[Any]:
-    made = MAKERS[request.param]()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    a, b = socket.socketpair()
-    a.setblocking(False)
-    b.setblocking(False)
-    with a, b:
-        yield a, b
-
-
-@pytest.fixture
-def pipe() -> Iterator[list[int]]:
-    """Both ends; what a test closes it sets to -1."""
-    ends = list(os.pipe())
-    yield ends
-    for fd in ends:
-        if fd >= 0:
-            os.close(fd)
-
-
-def asked_for(events: list[tuple[int, int]], only: socket.socket | int, asked: int) -> int:
-    """What was told of the only descriptor; the mask of an error may have more than was asked."""
-    assert [fd for fd, _ in events] == [only if isinstance(only, int) else only.fileno()]
-    return events[0][1] & asked
-
-
-def broken(sock: socket.socket) -> bool:
-    try:
-        sock.send(b"x")
-    except BlockingIOError:
-        return False
-    except (ConnectionResetError, BrokenPipeError):
-        return True
-    return False
-
-
-def fill(sock: socket.socket) -> None:
-    with contextlib.suppress(BlockingIOError):
-        while sock.send(bytes(65536)):
-            pass
 
 
 def test_nothing_asked_nothing_told(poller, pair):
@@ -160,21 +107,39 @@ def test_a_hang_up_is_told_as_what_was_asked(poller, pair, asked):
 
 
 @pytest.mark.parametrize("asked", [READ, WRITE, BOTH])
-def test_a_reset_is_told_as_what_was_asked(poller, asked):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        poller.set(listener.fileno(), 0, READ)
-        a = socket.create_connection(listener.getsockname())
-        assert poller.poll(-1) == [(listener.fileno(), READ)]
-        b, _ = listener.accept()
-        poller.set(listener.fileno(), READ, 0)
-    with a:
-        a.setblocking(False)
-        fill(a)
-        poller.set(a.fileno(), 0, asked)
-        b.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        b.close()
-        while asked_for(poller.poll(-1), a, asked) != asked or not broken(a):
-            pass  # one direction may be told before the other
+def test_a_reset_is_told_as_what_was_asked(poller, tcp, asked):
+    a, b = tcp
+    fill(a)
+    poller.set(a.fileno(), 0, asked)
+    reset(b)
+    while asked_for(poller.poll(-1), a, asked) != asked or not broken(a):
+        pass  # one direction may be told before the other
+
+
+def test_pollers_nest(poller, pair, pipe):
+    """Its descriptor is readable while anything is ready."""
+    a, b = pair
+    outer = select.poll()
+    outer.register(poller.fileno(), select.POLLIN)
+    poller.set(a.fileno(), 0, READ)
+    assert outer.poll(0) == []
+    b.send(b"x")
+    assert [outer.poll(0) for _ in range(2)] == [[(poller.fileno(), select.POLLIN)]] * 2
+    assert poller.poll(0) == [(a.fileno(), READ)]
+    assert outer.poll(0) == [(poller.fileno(), select.POLLIN)]
+    a.recv(1)
+    assert poller.poll(0) == []
+    assert outer.poll(0) == []
+
+    os.close(pipe[0])
+    poller.set(pipe[1], 0, WRITE)
+    assert [outer.poll(0) for _ in range(2)] == [[(poller.fileno(), select.POLLIN)]] * 2
+    assert asked_for(poller.poll(0), pipe[1], WRITE) == WRITE
+    assert [outer.poll(0) for _ in range(2)] == [[(poller.fileno(), select.POLLIN)]] * 2
+    poller.set(pipe[1], WRITE, 0)
+    assert poller.poll(0) == []
+    assert outer.poll(0) == []
+    pipe[0] = -1
 
 
 @pytest.mark.parametrize("asked", [READ, WRITE, BOTH])

@@ -3,19 +3,21 @@
 It follows sys/kern/kern_event.c and sys_pipe.c of FreeBSD 14 and CPython's selectmodule.c in what
 a poller can see: EVFILT_READ and EVFILT_WRITE as separate registrations; changes before events in
 one call; a change that fails as an EV_ERROR event, or OSError where there is no room, and no other
-events beside it; EV_EOF with data still to read; round robin where events do not fit; the end of a
-registration with its descriptor, and of a pipe's with its reader; no inheritance over fork.
+events beside it; EV_EOF with data still to read; EV_CLEAR that outlives a change of the rest; round
+robin where events do not fit; the end of a registration with its descriptor, and of a pipe's with
+its reader; a descriptor that is itself ready; no inheritance over fork.
 
 Where it differs from a kernel:
 
-* level-triggered alone: EV_CLEAR, EV_ONESHOT, EV_DISPATCH and EV_DISABLE raise NotImplementedError,
-  and so do filters other than those two
+* EV_CLEAR is for EVFILT_READ with a NOTE_LOWAT that is never reached, and the other way round;
+  EV_ONESHOT, EV_DISPATCH and EV_DISABLE raise NotImplementedError, and so do other filters
 * a descriptor that is closed while another thread waits is noticed at the next call only; one that
   is replaced by another descriptor of the same file (dup2) is not noticed
 * a TCP socket that was never connected is ready, as poll(2) has it; a BSD says it is not
 * ``data`` is FIONREAD for reading (1 for a listener, whatever its queue) and 1 for writing;
-  ``fflags`` of EV_EOF, the socket's error, is 0
+  ``fflags`` of EV_EOF, the socket's error, is ECONNRESET for every error
 * files are ready always, as poll(2) has it; a BSD says: for reading, except at the end
+* the descriptor itself is an epoll, ready for what was closed while a dup or a child holds the file
 * a signal does not make it apply its changes a second time, as CPython does after EINTR
 """
 
@@ -32,6 +34,7 @@ import termios
 import time
 import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import total_ordering
 from typing import Any
 
@@ -39,6 +42,8 @@ KQ_FILTER_READ, KQ_FILTER_WRITE = -1, -2
 KQ_EV_ADD, KQ_EV_DELETE, KQ_EV_ENABLE, KQ_EV_DISABLE = 0x1, 0x2, 0x4, 0x8
 KQ_EV_ONESHOT, KQ_EV_CLEAR = 0x10, 0x20
 KQ_EV_ERROR, KQ_EV_EOF = 0x4000, 0x8000
+KQ_NOTE_LOWAT = 0x1
+NEVER = 0x7FFFFFFF  # as NOTE_LOWAT's data: no buffer has that many bytes
 
 # poll(2) reports POLLERR and POLLHUP whether asked for or not.
 _ASKED = {
@@ -49,6 +54,10 @@ _ENDED = {
     KQ_FILTER_READ: select.POLLRDHUP | select.POLLHUP,
     KQ_FILTER_WRITE: select.POLLERR | select.POLLHUP,
 }
+
+
+# What is told of a note with EV_CLEAR: the end, and the error.
+_EDGES = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
 @total_ordering
@@ -83,14 +92,23 @@ class kevent:
         )
 
 
+@dataclass
+class _Note:
+    file: tuple[int, int]
+    clear: bool
+    lowat: bool = False
+    told: int = 0  # of _EDGES
+
+
 class kqueue:
     object_knows_fork = True
     """CPython from 3.12.1 on; before, the object goes on to believe in its number."""
 
     def __init__(self) -> None:
-        self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._mirror = select.epoll()  # what a poll of the number sees
+        self._fd = os.dup(self._mirror.fileno())
         self._process = os.getpid()
-        self._notes: dict[tuple[int, int], tuple[int, int]] = {}  # (fd, filter): what file
+        self._notes: dict[tuple[int, int], _Note] = {}
         _queues.add(self)
 
     def fileno(self) -> int:
@@ -106,6 +124,7 @@ class kqueue:
         _after_fork()
         if self._fd >= 0:
             number, self._fd = self._fd, -1
+            self._mirror.close()
             with contextlib.suppress(OSError):
                 os.close(number)
 
@@ -147,12 +166,15 @@ class kqueue:
             raise ValueError("I/O operation on closed kqueue object")
 
     def _forget_closed(self) -> None:
-        self._notes = {key: file for key, file in self._notes.items() if _file(key[0]) == file}
+        for key, note in list(self._notes.items()):
+            if _file(key[0]) != note.file:
+                del self._notes[key]
 
     def _change(self, change: kevent) -> int:
         """0 or an errno."""
-        unknown = change.flags & ~(KQ_EV_ADD | KQ_EV_DELETE | KQ_EV_ENABLE)
-        if unknown or change.filter not in _ASKED:
+        unknown = change.flags & ~(KQ_EV_ADD | KQ_EV_DELETE | KQ_EV_ENABLE | KQ_EV_CLEAR)
+        lowat = (change.flags & KQ_EV_CLEAR, change.fflags & KQ_NOTE_LOWAT, change.data == NEVER)
+        if unknown or change.filter not in _ASKED or any(lowat) != all(lowat):
             raise NotImplementedError(repr(change))
         file, key = _file(change.ident), (change.ident, change.filter)
         if file is None:
@@ -162,10 +184,33 @@ class kqueue:
                 return errno.ENOENT
             if _is_orphan(*key):
                 return errno.EPIPE
-            self._notes[key] = file
+            self._notes[key] = _Note(file, clear=bool(change.flags & KQ_EV_CLEAR))
+        self._notes[key].lowat = any(lowat)
         if change.flags & KQ_EV_DELETE:
             del self._notes[key]
+        self._show(change.ident)
         return 0
+
+    def _asked(self, fd: int) -> int | None:
+        """What to poll `fd` for; None: not at all, as POLLHUP would be told again and again."""
+        mask = None
+        for filter in _ASKED:
+            note = self._notes.get((fd, filter))
+            if note is None or not _has_direction(fd, filter):
+                continue
+            if not note.clear:
+                mask = (mask or 0) | _ASKED[filter]
+            elif not note.told & select.POLLHUP:
+                mask = (mask or 0) | select.POLLRDHUP & ~note.told
+        return mask
+
+    def _show(self, fd: int) -> None:
+        mask = self._asked(fd)
+        with contextlib.suppress(OSError):
+            self._mirror.unregister(fd)
+        if mask is not None:
+            with contextlib.suppress(OSError):
+                self._mirror.register(fd, mask)  # the bits of poll(2) and epoll(7) are the same
 
     def _scan(self, room: int, timeout: float | None) -> list[kevent]:
         until = None if timeout is None else time.monotonic() + timeout
@@ -175,30 +220,41 @@ class kqueue:
             if ready or left == 0.0:
                 break
         for event in ready:
-            key = (event.ident, event.filter)
-            file = self._notes.pop(key)
+            note = self._notes.pop((event.ident, event.filter))
             if not event.flags & KQ_EV_ONESHOT:
-                self._notes[key] = file  # last in the queue from now on
+                self._notes[event.ident, event.filter] = note  # last in the queue from now on
+            self._show(event.ident)
         return ready
 
     def _poll(self, timeout: float | None) -> list[kevent]:
-        asked: dict[int, int] = {}
-        for fd, filter in self._notes:
-            if _has_direction(fd, filter):
-                asked[fd] = asked.get(fd, 0) | _ASKED[filter]
         poll = select.poll()
-        for fd, mask in asked.items():
-            poll.register(fd, mask)
+        for fd in {fd for fd, _ in self._notes}:
+            mask = self._asked(fd)
+            if mask is not None:
+                poll.register(fd, mask)
         got = dict(poll.poll(None if timeout is None else timeout * 1000))
         events = []
-        for fd, filter in self._notes:
-            bits = got.get(fd, 0) & (_ASKED[filter] | select.POLLERR | select.POLLHUP)
-            if bits and _has_direction(fd, filter):
-                flags = KQ_EV_EOF if bits & _ENDED[filter] else 0
-                if _is_orphan(fd, filter):
-                    flags = KQ_EV_EOF | KQ_EV_ONESHOT
-                events.append(kevent(fd, filter, flags, 0, _data(fd, filter)))
+        for (fd, filter), note in self._notes.items():
+            event = self._event(fd, filter, note, got.get(fd, 0))
+            if event is not None:
+                events.append(event)
         return events
+
+    def _event(self, fd: int, filter: int, note: _Note, bits: int) -> kevent | None:
+        flags = KQ_EV_CLEAR if note.clear else 0
+        if bits & _ENDED[filter]:
+            flags |= KQ_EV_EOF
+        if note.clear:
+            bits = bits & _EDGES & ~note.told
+            note.told |= bits
+        elif not note.lowat:
+            bits &= _ASKED[filter] | select.POLLERR | select.POLLHUP
+        if not bits or not _has_direction(fd, filter):
+            return None
+        if _is_orphan(fd, filter):
+            flags = KQ_EV_EOF | KQ_EV_ONESHOT
+        error = errno.ECONNRESET if flags & KQ_EV_EOF and bits & select.POLLERR else 0
+        return kevent(fd, filter, flags, error, _data(fd, filter))
 
 
 _queues: weakref.WeakSet[kqueue] = weakref.WeakSet()
@@ -214,6 +270,7 @@ def _after_fork() -> None:
     _process = os.getpid()
     for queue in list(_queues):
         if queue._fd >= 0:
+            queue._mirror.close()
             os.close(queue._fd)
             if queue.object_knows_fork:
                 queue._fd = -1

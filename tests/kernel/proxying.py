@@ -10,8 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import os
+import shutil
 import socket
 from typing import Any
+
+import pytest
 
 import lusca_comm as lc
 from lusca_comm.firewall import Plan, apply
@@ -44,6 +48,15 @@ def intercept(host: Host, **plan: Any) -> None:
         apply(Plan(**plan))
 
     host.run(run)
+
+
+def load_nft(host: Host, text: str) -> None:
+    """Loads rules that have nothing to do with ours, as nft(8) reads them. Debian keeps the program
+    where an ordinary user's PATH does not lead."""
+    program = shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
+        pytest.skip("needs the program nft: apt install nftables")
+    host.check_output([program, text])
 
 
 # -- origin ------------------------------------------------------------------------------------
@@ -106,7 +119,8 @@ def fetch(
             sock.connect((host, port))
             answer.mine = sock.getsockname()[:2]
             sock.sendall(body)
-            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # ENOTCONN after a reset, which recv then tells
+                sock.shutdown(socket.SHUT_WR)
             got = b""
             while chunk := sock.recv(65536):
                 got += chunk

@@ -356,7 +356,9 @@ def test_sysctls_that_break_it(name: str, hit: set[str], monkeypatch: pytest.Mon
         setting.write_text("0")
         remove(plan)
 
-    monkeypatch.setattr(play, "LINES", [line for line in LINES if line.mode == "tproxy"])
+    monkeypatch.setattr(
+        play, "LINES", [line for line in LINES if line.mode == "tproxy" and line.spoof]
+    )
     with Lab() as lab, programs.Log() as proxy, programs.Log() as origin:
         stage = play.Stage(lab, proxy, origin)
         for interface in ("all", "to-client", "to-origin"):

@@ -133,7 +133,7 @@ def test_same_port_spoofing_beside_a_stateful_firewall(
 
     net.router.run(apply, plan)
     proxy = relay_on(net.router, family, mode, same_port=True)
-    for _ in range(20):
+    for _ in range(8):
         name, seen, own = net.client.run(fetch, there, prepare=with_isn)
         assert proxy.recv() == (own, there)
         assert (name, seen) == ("origin", f"{own[0]} {own[1]}")

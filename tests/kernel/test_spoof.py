@@ -17,6 +17,7 @@ from kernel.proxying import (
     Seen,
     fetch,
     intercept,
+    load_nft,
     serve_origin,
     serve_proxy,
 )
@@ -74,7 +75,7 @@ def same_port_setup(net: Topology, family: int, mode: str, zone: bool) -> None:
     if zone:
         extra["origin_interfaces"] = (net.origin_link.a_ifname,)
     intercept(net.router, mode=mode, port=PROXY_PORT, spoof=True, **extra)
-    net.router.check_output(["nft", DROP_INVALID])
+    load_nft(net.router, DROP_INVALID)
     serve_origin(net, family)
 
 

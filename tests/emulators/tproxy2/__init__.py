@@ -10,8 +10,9 @@
 that it executes. The supervisor answers as the patch would (:mod:`kernel`), and has nftables put
 the foreign addresses into the packets (:mod:`nat`).
 
-What it is not: the patch's iptables table ``tproxy`` (use REDIRECT), control messages of
-IP_RECVORIGADDRS, and programs of another architecture than the machine's.
+What differs: the end of a socket frees what it held a moment after close(2), not at once. What is
+missing: the patch's iptables table ``tproxy`` (use REDIRECT), the control messages of
+IP_RECVORIGADDRS, ITP_UNIDIR for sending, and programs of another architecture than the machine's.
 """
 
 from emulators.tproxy2.supervisor import supervise

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, TypeAlias
 
 from emulators.tproxy2.kernel import NOWHERE, Address, Assignment, Key
-
-from lusca_comm.firewall.netlink import NETLINK_NETFILTER, Message, Netlink, unpack
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 # A datagram to a listener is changed by itself and tracked by nobody (ITP_UNIDIR), unless a socket
 # with that very foreign address is connected to its sender. In the second statement the port is
@@ -111,10 +110,6 @@ def _nft(text: str) -> None:
     assert done.returncode == 0, f"nft: {done.stderr} in\n{text}"
 
 
-_GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK
-_IPV4: Final = struct.pack("=BBH", socket.AF_INET, 0, 0)
-_ORIGINAL, _REPLY = 1, 2
-_NESTED: Final = 0x8000
 _PROTOCOLS: Final = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 
 
@@ -126,36 +121,34 @@ class Tuple(NamedTuple):
     destination: Address
 
 
-def _tracked(key: Key) -> Iterator[tuple[Tuple, bytes]]:
-    """Of every connection that began at this local address: the way back, and the way there as the
-    kernel wrote it."""
-    with Netlink(NETLINK_NETFILTER) as netlink:
-        for _, body in netlink.dump(Message(_GET, 0, _IPV4, ())):
-            attrs = dict(unpack(body[len(_IPV4) :]))
-            if _tuple(attrs[_ORIGINAL])[:2] == key:
-                yield _tuple(attrs[_REPLY]), attrs[_ORIGINAL]
+def _tracked(conntrack: NFCTSocket, key: Key) -> Iterator[tuple[Tuple, NFCTAttrTuple]]:
+    """Of every connection that began at this local address: the way back, and the way there as
+    pyroute2 has it."""
+    for entry in conntrack.dump():
+        there, back = (
+            NFCTAttrTuple.from_netlink(socket.AF_INET, entry.get_attr(f"CTA_TUPLE_{way}"))
+            for way in ("ORIG", "REPLY")
+        )
+        if _tuple(there)[:2] == key:
+            yield _tuple(back), there
 
 
-def _tuple(data: bytes) -> Tuple:
-    parts = dict(unpack(data))  # CTA_TUPLE_IP 1, CTA_TUPLE_PROTO 2
-    hosts, protocol = dict(unpack(parts[1])), dict(unpack(parts[2]))
-    ports = [struct.unpack(">H", protocol.get(kind, b"\0\0"))[0] for kind in (2, 3)]
-    source, destination = (socket.inet_ntoa(hosts[kind]) for kind in (1, 2))
-    name = _PROTOCOLS.get(protocol[1][0], "")
-    return Tuple(name, (source, ports[0]), (destination, ports[1]))
+def _tuple(way: NFCTAttrTuple) -> Tuple:
+    name = _PROTOCOLS.get(way.proto, "")
+    return Tuple(name, (way.saddr, way.sport or 0), (way.daddr, way.dport or 0))
 
 
 def chosen_port(key: Key) -> int | None:
     """The port that NAT gave to a connection from this local address; None: there is none."""
-    return next((reply.destination[1] for reply, _ in _tracked(key)), None)
+    with NFCTSocket() as conntrack:
+        return next((reply.destination[1] for reply, _ in _tracked(conntrack, key)), None)
 
 
 def forget(key: Key) -> None:
     """Delete conntrack's entries of connections from this local address."""
-    found = [original for _, original in _tracked(key)]
-    with Netlink(NETLINK_NETFILTER) as netlink:
-        for original in found:
-            netlink.request(Message(_DELETE, 0, _IPV4, ((_ORIGINAL | _NESTED, original),)))
+    with NFCTSocket() as conntrack:
+        for _, there in list(_tracked(conntrack, key)):
+            conntrack.entry("del", tuple_orig=there)
 
 
 _SOCK_DIAG: Final = 4

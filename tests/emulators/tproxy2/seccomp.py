@@ -13,7 +13,6 @@ import platform
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -150,24 +149,15 @@ class Call:
 
     def read(self, place: int, size: int) -> bytes | None:
         """Of the process's memory; None where it has none there (EFAULT)."""
-        try:
-            with self._memory() as memory:
-                memory.seek(place)
-                data = memory.read(size)
-        except (OSError, OverflowError):
-            data = b""
+        data = bytearray(size)
+        moved = self._move("process_vm_readv", data, place)
         self.check()
-        return data if len(data) == size else None
+        return bytes(data) if moved else None
 
     def write(self, place: int, data: bytes) -> bool:
         """Whether the process has such memory."""
         self.check()
-        try:
-            with self._memory() as memory:
-                memory.seek(place)
-                return memory.write(data) == len(data)
-        except (OSError, OverflowError):
-            return False
+        return self._move("process_vm_writev", bytearray(data), place)
 
     def descriptor(self, fd: int) -> int:
         """A copy of the process's descriptor (pidfd_getfd(2)); ``OSError``: EBADF."""
@@ -191,5 +181,19 @@ class Call:
         self.check()
         return next(line.split()[1] for line in lines if line.startswith(f"{name}:"))
 
-    def _memory(self) -> FileIO:
-        return Path(f"/proc/{self.tid}/mem").open("r+b", buffering=0)
+    def _move(self, name: str, data: bytearray, place: int) -> bool:
+        """process_vm_readv(2): whether all of it could be moved. Unlike /proc/PID/mem it heeds what
+        the process itself may write."""
+        if not data:
+            return True
+        here = ctypes.addressof((ctypes.c_char * len(data)).from_buffer(data))
+        local, remote = (struct.pack("=QQ", start, len(data)) for start in (here, place))
+        one = ctypes.c_ulong(1)
+        try:
+            return _call(name, self.tid, local, one, remote, one, ctypes.c_ulong(0)) == len(data)
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                return False
+            if error.errno == errno.ESRCH:
+                raise Gone from None
+            raise

@@ -26,6 +26,7 @@ _SOL_IP: Final = 0
 _SO_COOKIE: Final = 57
 _TCP_CLOSE, _TCP_LISTEN = 7, 10
 _CAP_NET_ADMIN: Final = 12
+_INT_MAX: Final = 0x7FFFFFFF
 _WAIT_FOR_END: Final = 0.1
 _WHOLE_LAB: Final = 3600.0
 
@@ -133,12 +134,14 @@ class Answers:
             call.answer(self._get(call, sock, place, length))
 
     def _set(self, call: seccomp.Call, sock: Socket, place: int, size: int) -> int:
+        if size > _INT_MAX:
+            return errno.EINVAL
         data = call.read(place, min(size, SIZE))
         if data is None:
             return errno.EFAULT
         may = bool(int(call.status("CapEff"), 16) >> _CAP_NET_ADMIN & 1)
         code = self._kernel.setsockopt(sock, may, data)
-        if code in (errno.EEXIST, errno.EADDRINUSE) and self._end_comes():
+        while code in (errno.EEXIST, errno.EADDRINUSE) and self._end_comes():
             code = self._kernel.setsockopt(sock, may, data)
         self._apply()
         return code

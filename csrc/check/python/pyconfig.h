@@ -1,0 +1,27 @@
+/* What Python.h has to know of a 64-bit BSD or macOS; the rest is the building system's own. */
+#define HAVE_STDINT_H 1
+#define HAVE_INTTYPES_H 1
+#define HAVE_STDDEF_H 1
+#define HAVE_STDLIB_H 1
+#define HAVE_STRING_H 1
+#define HAVE_UNISTD_H 1
+#define HAVE_ERRNO_H 1
+#define HAVE_WCHAR_H 1
+#define HAVE_LONG_LONG 1
+#define HAVE_SSIZE_T 1
+#define HAVE_UINTPTR_T 1
+#define SIZEOF_SHORT 2
+#define SIZEOF_INT 4
+#define SIZEOF_LONG 8
+#define SIZEOF_LONG_LONG 8
+#define SIZEOF_VOID_P 8
+#define SIZEOF_SIZE_T 8
+#define SIZEOF_UINTPTR_T 8
+#define SIZEOF_TIME_T 8
+#define SIZEOF_WCHAR_T 4
+#define SIZEOF_DOUBLE 8
+#define SIZEOF_FLOAT 4
+#define SIZEOF_FPOS_T 8
+#define SIZEOF_PID_T 4
+#define STDC_HEADERS 1
+#define WITH_DOC_STRINGS 1

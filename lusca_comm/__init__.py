@@ -32,8 +32,9 @@ from .engines import Engine, engines
 from .errors import CommError, NotIntercepted
 from .intercept import Interception, original_destination
 from .intercept_relay import InterceptRelay, Question
-from .plane import Plane, Relay, RelayResult, Totals
+from .plane import Plane
 from .policy import Rule
+from .relayed import Relay, RelayResult, Totals
 from .sockets import Accepted
 from .spoof import Spoof
 

@@ -14,10 +14,11 @@ from ._shim import ffi, lib
 from .address import Address, descriptor, from_shim, to_shim
 from .constants import COMM_REUSEADDR, COMM_TRANSPARENT_PORT
 from .errors import CommError
-from .plane import Plane, Relay, RelayResult, check, milliseconds
+from .plane import Plane, check, milliseconds
 from .policy import Rule, table
 from .reactor.timers import seconds_of
 from .relay import Relays
+from .relayed import Relay, RelayResult
 from .sockets import socket_of
 
 __all__ = ["InterceptRelay", "InterceptRelays", "Question"]

@@ -24,14 +24,13 @@ from .errors import CommError
 from .fdtable import Entry, Handler
 from .plane import (
     Plane,
-    Relay,
-    RelayResult,
     check_arguments,
     check_plain,
     connect_request,
     fill_pair,
     milliseconds,
 )
+from .relayed import Relay, RelayResult
 from .sockets import socket_of
 
 __all__ = ["Relay", "RelayResult", "Relays"]
@@ -188,7 +187,7 @@ class Relays(Buffered):
     def _held_by(self, thing: Any) -> Relay | None:
         """The relay that owns the descriptor that `thing` once had, or is."""
         if isinstance(thing, int):
-            if thing in self.table.entries:
+            if thing in self.table.entries or not 0 <= thing < 1 << 31 or thing is True:
                 return None
             self._hand_over()
             return self.plane.find(thing)

@@ -157,6 +157,16 @@ int lc_original(int fd, int engine, struct lc_origin *out);
 int lc_original_of(int fd, int engine, const struct lc_addr *local, const struct lc_addr *peer,
                    struct lc_origin *out);
 
+/* Linux capabilities: NULL past the last one, and everywhere else. */
+const char *lc_capability_name(int number);
+/* Of the calling thread: the permitted and the effective set become `bits` (1 << number), the
+ * inheritable and the ambient set empty. */
+int lc_capabilities_set(uint64_t bits);
+/* Whether the permitted set outlives a change of uid. */
+int lc_capabilities_outlive_setuid(int on);
+/* Empties the bounding set: what it executes gets none back, not even as uid 0. */
+int lc_capabilities_unbound(void);
+
 /* A system as the engines see its devices: the calls answer >= 0 or -errno. */
 struct lc_machine {
     const char *system; /* whose layouts the devices speak: "freebsd", "netbsd", "openbsd", ... */

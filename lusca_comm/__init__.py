@@ -34,6 +34,7 @@ from .intercept import Interception, original_destination
 from .intercept_relay import InterceptRelay, Question
 from .plane import Plane
 from .policy import Rule
+from .privileges import Requirement, drop_privileges, preflight, prepare
 from .relayed import Relay, RelayResult, Totals
 from .sockets import Accepted
 from .spoof import Spoof
@@ -114,6 +115,7 @@ __all__ = [
     "Reactor",
     "Relay",
     "RelayResult",
+    "Requirement",
     "Rule",
     "Spoof",
     "Totals",
@@ -154,9 +156,12 @@ __all__ = [
     "comm_write",
     "connect_relay",
     "default_reactor",
+    "drop_privileges",
     "engines",
     "intercept_relay",
     "original_destination",
+    "preflight",
+    "prepare",
     "relay",
     "run",
     "stop",

@@ -33,13 +33,14 @@ _PANICS = (
     "ipf_nat_lookupredir leaves fin_main_soft unset: "
 )
 
-_ABSENT = {
+_SAYS = {
     ("netfilter", errno.ENOPROTOOPT): "the kernel has no conntrack: `modprobe nf_conntrack`",
     ("tproxy2", errno.ENOPROTOOPT): "the kernel has no IP_TPROXY (Balabit's cttproxy patch)",
     ("tproxy2", errno.EINVAL): "the kernel's cttproxy is not of version 2.0",
     ("tproxy4", errno.ENOPROTOOPT): "the kernel has no IP_TRANSPARENT (Linux 2.6.28 or newer)",
     ("pf", errno.ENXIO): "there is no /dev/pf: `kldload pf`, on NetBSD `modload pf`",
     ("pf", errno.EACCES): "/dev/pf is root's: open the listener before privileges are dropped",
+    ("pf", errno.E2BIG): "more than one state fits (`pfctl -s state`)",
     ("ipfilter", errno.ECANCELED): "not even probed unless LUSCA_COMM_ENGINE names it",
     ("ipfilter", errno.ENXIO): "there is no /dev/ipnat: `kldload ipl`, on NetBSD `modload ipl`",
     ("ipfilter", errno.EACCES): "/dev/ipnat is root's: open the listener before privileges are "
@@ -60,14 +61,19 @@ class Engine(NamedTuple):
     @property
     def reason(self) -> str:
         """Why the engine is absent; "" where it works."""
-        if self.errno == 0:
-            return ""
-        if self.errno == errno.ENOTSUP:
-            return "not a mechanism of this system"
-        why = _ABSENT.get((self.name, self.errno), os.strerror(self.errno))
-        if self.name == "ipfilter" and ffi.string(lib.lc_system()) == b"freebsd":
-            return _PANICS + why
-        return why
+        return reason_of(self.name, self.errno)
+
+
+def reason_of(name: str, code: int) -> str:
+    """What `code`, an errno, means where the engine `name` says it; "" for 0."""
+    if code == 0:
+        return ""
+    if code == errno.ENOTSUP:
+        return "not a mechanism of this system"
+    why = _SAYS.get((name, code), os.strerror(code))
+    if name == "ipfilter" and ffi.string(lib.lc_system()) == b"freebsd":
+        return _PANICS + why
+    return why
 
 
 _NAMES: tuple[str, ...] = tuple(

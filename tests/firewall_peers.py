@@ -14,6 +14,11 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.nfnetlink import nfgen_msg
+from pyroute2.netlink.nfnetlink.nftsocket import NFTSocket
 
 from lusca_comm.lab import Channel, Host, Process
 
@@ -168,19 +173,21 @@ def relay_on(
     return process
 
 
+def body(answer: Any) -> str:
+    """All bytes of a message but its header, which numbers it."""
+    start, size = answer.offset, answer["header"]["length"]
+    return bytes(answer.data[start + 16 : start + size]).hex()
+
+
 def snapshot() -> dict[str, list[str]]:
     """Everything in this network namespace that the appliers could change, as netlink lists it."""
-    from lusca_comm.firewall.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink
-
     found: dict[str, list[str]] = {}
-    with Netlink(NETLINK_NETFILTER) as nft, Netlink(NETLINK_ROUTE) as route:
+    with NFTSocket(nfgen_family=0) as nft, IPRoute() as ip:
         for what, kind in (("tables", 1), ("chains", 4), ("rules", 7), ("sets", 10)):
-            answers = nft.dump(Message(10 << 8 | kind, 0, bytes(4), ()))
-            found[what] = [body[4:].hex() for _, body in answers]
+            found[what] = [body(answer) for answer in nft.request_get(nfgen_msg(), kind)]
         for family in FAMILIES:
-            for what, kind in (("routes", 26), ("ip rules", 34)):
-                answers = route.dump(Message(kind, 0, bytes([family]) + bytes(11), ()))
-                found[f"{what} {family}"] = [body.hex() for _, body in answers]
+            found[f"routes {family}"] = [body(route) for route in ip.route("dump", family=family)]
+            found[f"ip rules {family}"] = [body(rule) for rule in ip.rule("dump", family=family)]
     for file in Path("/proc/sys/net").glob("ipv[46]/**/*"):
         with contextlib.suppress(OSError):
             if file.is_file() and not re.search("stable_secret|inode|nr$", file.name):

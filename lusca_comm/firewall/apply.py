@@ -1,6 +1,6 @@
 """Carry a plan out in the current network namespace, read it back, and take it away again.
 
-Only netlink: no nft, iptables or ip program. What is applied is exactly what
+Only netlink, by pyroute2: no nft, iptables or ip program. What is applied is exactly what
 :func:`.nftables.render` and :func:`.routing.render_commands` print. Nothing else on the machine
 is touched: no sysctl, no other table, no other rule.
 """
@@ -13,25 +13,22 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lusca_comm.errors import CommError
 
-from . import routing, transaction
-from .netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, Refused
-from .nftables import oldest_kernel, table
+from . import kernel, routing, transaction
+from .nftables import Chain, Rule, Table, oldest_kernel, table
 from .plan import Plan
+from .statements import Sets
 from .transaction import Part
 
 __all__ = ["Applied", "apply", "remove"]
 
-_MODULES: Final = {
-    "ct": "nft_ct",
-    "fib": "nft_fib_inet",
-    "redir": "nft_redir",
-    "socket": "nft_socket",
-    "tproxy": "nft_tproxy",
-}
+_BUILT_IN: Final = ("bitwise", "cmp", "immediate", "lookup", "meta", "payload")
+"""Kinds of expressions that come with nf_tables itself."""
+_MODULES: Final = {"fib": "nft_fib_inet"}
+"""Of the other kinds, where it is not nft_KIND."""
 _NO_RIGHTS: Final = (
     "changing the firewall needs CAP_NET_ADMIN in the user namespace that owns this network "
     "namespace: run as root, or in a namespace of your own (unshare --user --map-root-user --net)"
@@ -75,72 +72,76 @@ def apply(plan: Plan) -> Applied:
     kernel takes some requests without understanding them. After any error the machine is as it
     was. Raises CommError: EEXIST if a table of this name, a route in this routing table or this
     very rule is there already (``remove`` the plan first to start anew), EPERM without
-    CAP_NET_ADMIN, EOPNOTSUPP for a sysctl that would make connections hang, otherwise the
-    kernel's number and the kernel part that is missing.
+    CAP_NET_ADMIN, EOPNOTSUPP for a sysctl that would make connections hang, ENOSYS without
+    pyroute2, otherwise the kernel's number and the kernel part that is missing.
     """
-    made = list(transaction.parts(table(plan, _cgroup)))
+    kernel.outside_asyncio(lambda: _apply(plan))
+    return Applied(plan)
+
+
+def _apply(plan: Plan) -> None:
+    made = table(plan, _cgroup)
+    parts = list(transaction.parts(made))
     steps = list(routing.steps(plan))
-    with _sockets() as (nft, route), contextlib.ExitStack() as undo:
+    with kernel.opened() as (nft, ip), contextlib.ExitStack() as undo:
         if _table_exists(nft, plan.name):
             raise _in_use(f"nftables table inet {plan.name}")
-        _check_routing(route, plan, steps)
+        _check_routing(ip, plan, steps)
         _check_sysctls(plan)
         for step in steps:
-            _request(route, step)
-            undo.callback(_delete, route, step)
+            _add(ip, step)
+            undo.callback(_delete, ip, step)
         try:
-            nft.nft_batch([part.message for part in made])
-        except Refused as why:
-            raise _explain(why, made[why.index], plan) from None
-        undo.callback(_delete_table, nft, plan.name)
-        _read_back(nft, made, plan)
+            kernel.transact(parts)
+        except kernel.Refused as why:
+            raise _explain(why, made, plan) from None
+        undo.callback(_delete_table, plan.name)
+        _read_back(nft, parts, plan)
         for step in steps:
-            if not step.is_in(route.dump(step.dump)):
+            if not step.is_in(kernel.routes(ip, step)):
                 raise _unlike(f"'{step.command}'")
         undo.pop_all()
-    return Applied(plan)
 
 
 def remove(plan: Plan) -> None:
     """Take away from the current network namespace what :func:`apply` made of this plan.
 
     What isn't there (any more) is passed over, so it can be repeated, and it cleans up after a
-    process that died. Raises CommError: EPERM without CAP_NET_ADMIN.
+    process that died. Raises CommError: EPERM without CAP_NET_ADMIN, ENOSYS without pyroute2.
     """
-    with _sockets() as (nft, route):
-        _delete_table(nft, plan.name)
+    kernel.outside_asyncio(lambda: _remove(plan))
+
+
+def _remove(plan: Plan) -> None:
+    with kernel.opened() as (nft, ip):
+        if _table_exists(nft, plan.name):
+            _delete_table(plan.name)
         for step in reversed(list(routing.steps(plan))):
-            _delete(route, step)
-
-
-@contextlib.contextmanager
-def _sockets() -> Iterator[tuple[Netlink, Netlink]]:
-    with Netlink(NETLINK_NETFILTER) as nft, Netlink(NETLINK_ROUTE) as route:
-        yield nft, route
+            _delete(ip, step)
 
 
 def _namespace() -> int:
     return Path("/proc/thread-self/ns/net").stat().st_ino
 
 
-def _table_exists(nft: Netlink, name: str) -> bool:
+def _table_exists(nft: Any, name: str) -> bool:
     try:
-        answers = nft.dump(transaction.get_tables())
-    except Refused as why:
-        if why.number == errno.EPERM:
+        tables = kernel.listed(nft, "table")
+    except kernel.Refused as why:
+        if why.errno == errno.EPERM:
             raise CommError(errno.EPERM, _NO_RIGHTS) from None
         raise CommError(
-            why.number, f"this kernel has no nf_tables (modprobe nf_tables): {why.strerror}"
+            why.errno, f"this kernel has no nf_tables (modprobe nf_tables): {why.strerror}"
         ) from None
-    return bool(transaction.of_table(name, answers))
+    return any(found.get_attr("NFTA_TABLE_NAME") == name for found in tables)
 
 
-def _check_routing(route: Netlink, plan: Plan, steps: Sequence[routing.Step]) -> None:
+def _check_routing(ip: Any, plan: Plan, steps: Sequence[routing.Step]) -> None:
     for step in steps:
-        answers = route.dump(step.dump)
-        if step.is_route and any(routing.table_of(body) == plan.table for _, body in answers):
+        found = kernel.routes(ip, step)
+        if step.kind == "route" and found:
             raise _in_use(f"routing table {plan.table}")
-        if not step.is_route and step.is_in(answers):
+        if step.kind == "rule" and step.is_in(found):
             raise _in_use(f"'ip {step.text.format('list')}'")
 
 
@@ -177,80 +178,97 @@ def _in_use(what: str) -> CommError:
     )
 
 
-def _request(route: Netlink, step: routing.Step) -> None:
+def _add(ip: Any, step: routing.Step) -> None:
     try:
-        route.request(step.add)
-    except Refused as why:
+        kernel.route(ip, "add", step)
+    except kernel.Refused as why:
         cures = {
             errno.EPERM: _NO_RIGHTS,
             errno.ENETDOWN: "lo is down: ip link set lo up",
             errno.EACCES: "IPv6 is switched off on lo: sysctl net.ipv6.conf.lo.disable_ipv6=0, or "
             "leave ipv6 out of families",
         }
-        cure = cures.get(why.number, "the kernel lacks policy routing for this family")
-        raise CommError(why.number, f"'{step.command}' failed ({why.strerror}): {cure}") from None
+        cure = cures.get(why.errno, "the kernel lacks policy routing for this family")
+        raise CommError(why.errno, f"'{step.command}' failed ({why.strerror}): {cure}") from None
 
 
-def _delete(route: Netlink, step: routing.Step) -> None:
+def _delete(ip: Any, step: routing.Step) -> None:
     try:
-        route.request(step.delete)
-    except Refused as why:
-        if why.number == errno.EPERM:
-            raise CommError(errno.EPERM, _NO_RIGHTS) from None
+        kernel.route(ip, "del", step)
+    except kernel.Refused as why:
         # What the kernel says of a route, rule or family that isn't there.
-        if why.number not in (errno.ESRCH, errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
-            raise CommError(why.number, f"'{step.undo}' failed: {why.strerror}") from None
+        if why.errno not in (errno.ESRCH, errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+            raise CommError(why.errno, f"'{step.undo}' failed: {why.strerror}") from None
 
 
-def _delete_table(nft: Netlink, name: str) -> None:
+def _delete_table(name: str) -> None:
     try:
-        nft.nft_batch([transaction.delete_table(name)])
-    except Refused as why:
-        if why.number == errno.EPERM:
-            raise CommError(errno.EPERM, _NO_RIGHTS) from None
-        if why.number not in (errno.ENOENT, errno.EOPNOTSUPP):
+        kernel.transact([transaction.delete_table(name)])
+    except kernel.Refused as why:
+        if why.errno != errno.ENOENT:
             raise CommError(
-                why.number, f"'nft delete table inet {name}' failed: {why.strerror}"
+                why.errno, f"'nft delete table inet {name}' failed: {why.strerror}"
             ) from None
 
 
-def _explain(why: Refused, part: Part, plan: Plan) -> CommError:
-    """Which part of the kernel is missing, from the message (and the place in it) it refused."""
-    if why.number == errno.EPERM:
-        return CommError(errno.EPERM, _NO_RIGHTS)
-    if why.number == errno.EEXIST:
-        return _in_use(part.what)
-    missing = ""
-    expr = part.stumbled(why.offset)
-    if expr is not None:
-        module = _MODULES.get(expr.name, f"nft_{expr.name}")
-        missing = f"; it stopped at the expression {expr.name}: modprobe {module}"
-    elif "type nat" in part.what:
-        missing = "; NAT chains are missing: modprobe nft_chain_nat"
+def _explain(why: kernel.Refused, made: Table, plan: Plan) -> CommError:
+    """Which part of the kernel is missing."""
+    if why.errno == errno.EEXIST:
+        return _in_use(f"nftables table inet {made.name}")
+    text = f"the kernel refused table inet {made.name} ({why.strerror})"
+    text += next(_refused_parts(made), "")
     needed, need = oldest_kernel(plan)
     release = os.uname().release
     if tuple(map(int, re.findall(r"\d+", release)[:2])) < needed:
-        missing += f"; {need} needs Linux {'.'.join(map(str, needed))}, this is {release}"
-    return CommError(why.number, f"the kernel refused the {part.what} ({why.strerror}){missing}")
+        text += f"; {need} needs Linux {'.'.join(map(str, needed))}, this is {release}"
+    return CommError(why.errno, text)
+
+
+def _refused_parts(made: Table) -> Iterator[str]:
+    """What the kernel refuses of a table, each part tried by itself, and the module it may lack.
+
+    Tried in a table that the same transaction deletes again.
+    """
+    plain = [Chain(chain.name, None, ()) for chain in made.chains]
+
+    def refused(chain: Chain) -> bool:
+        others = (other for other in plain if other.name != chain.name)
+        trial = Table(f"{made.name}_trial", (*others, chain))
+        try:
+            kernel.transact([*transaction.parts(trial), transaction.delete_table(trial.name)])
+        except kernel.Refused:
+            return True
+        return False
+
+    for chain in made.chains:
+        if chain.hook and refused(Chain(chain.name, chain.hook, ())):
+            missing = ": modprobe nft_chain_nat" if chain.hook.kind == "nat" else ""
+            yield f": chain {chain.name}, type {chain.hook.kind}{missing}"
+        for rule in chain.rules:
+            for part in rule.statements:
+                if refused(Chain(chain.name, None, (Rule((part,), rule.comment),))):
+                    kinds = [expr.name for expr in part.expressions(Sets())]
+                    foreign = [kind for kind in kinds if kind not in _BUILT_IN]
+                    modules = [_MODULES.get(kind, f"nft_{kind}") for kind in foreign]
+                    missing = f": modprobe {modules[0]}" if modules else ""
+                    yield f": '{part.text()}' in chain {chain.name}{missing}"
 
 
 def _unlike(what: str) -> CommError:
     return CommError(errno.EIO, f"the kernel took {what}, but lists something else: removed again")
 
 
-def _read_back(nft: Netlink, parts: Sequence[Part], plan: Plan) -> None:
-    """Compare what the kernel lists with what was sent."""
-    listed = transaction.of_table(plan.name, nft.dump(transaction.get_rules(plan.name)))
-    if not transaction.same_rules(parts, listed):
+def _read_back(nft: Any, parts: Sequence[Part], plan: Plan) -> None:
+    """Compare what the kernel lists with what was meant: pyroute2 leaves out what it has no name
+    for, and the kernel passes over what it doesn't know."""
+    rules = kernel.listed(nft, "rule", [("NFTA_RULE_TABLE", plan.name)])
+    if not transaction.same_rules(parts, rules):
         raise _unlike(f"the rules of table inet {plan.name}")
-    sets: dict[str, list[Part]] = {}
-    for part in parts:
-        if part.set:
-            sets.setdefault(part.set, []).append(part)
-    for name, filled in sets.items():
-        answers = nft.dump(transaction.get_elements(plan.name, name))
-        if not transaction.same_elements(filled, answers):
-            raise _unlike(filled[0].what)
+    for name, elements in transaction.elements(parts).items():
+        of_set = [("NFTA_SET_ELEM_LIST_TABLE", plan.name), ("NFTA_SET_ELEM_LIST_SET", name)]
+        found = transaction.listed_elements(kernel.listed(nft, "setelem", of_set))
+        if found != elements:
+            raise _unlike(f"the set {name} of table inet {plan.name}")
 
 
 def _cgroup(path: str) -> int:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
 from .checks import Network, PortRange
-from .netlink import be32
-from .statements import REG1, Expr, Field, Match, Value, compare, host32
+from .statements import REG1, Expr, Field, Match, Value, compare, expr, host32
 
 _Order = Literal["big", "little"]
 _HOST: Final[_Order] = sys.byteorder
@@ -24,16 +23,15 @@ _NETWORK: Final = 1
 
 
 def _meta(key: int) -> Expr:
-    return Expr("meta", ((1, be32(REG1)), (2, be32(key))))
+    return expr("meta", dreg=REG1, key=key)
 
 
 def _payload(base: int, offset: int, size: int) -> Expr:
-    where = ((2, be32(base)), (3, be32(offset)), (4, be32(size)))
-    return Expr("payload", ((1, be32(REG1)), *where))
+    return expr("payload", dreg=REG1, base=base, offset=offset, len=size)
 
 
-def _socket(key: int, *more: tuple[int, bytes]) -> Expr:
-    return Expr("socket", ((1, be32(key)), (2, be32(REG1)), *more))
+def _socket(key: int, **more: int) -> Expr:
+    return expr("socket", key=key, dreg=REG1, **more)
 
 
 def _number(order: _Order) -> Callable[[Value], str]:
@@ -73,7 +71,7 @@ _SKUID: Final = Field("meta skuid", (_meta(10),), 4, 24, (3, 13), _number(_HOST)
 _CLASSID: Final = Field("meta cgroup", (_meta(23),), 4, 4, (3, 19), _number(_HOST), host=True)
 _DIRECTION: Final = Field(
     "ct direction",
-    (Expr("ct", ((1, be32(REG1)), (2, be32(1)))),),
+    (expr("ct", dreg=REG1, key=1),),
     1,
     27,
     (3, 13),
@@ -82,7 +80,7 @@ _DIRECTION: Final = Field(
 _TYPE: Final = {
     which: Field(
         f"fib {which} type",
-        (Expr("fib", ((1, be32(REG1)), (2, be32(3)), (3, be32(flag)))),),
+        (expr("fib", dreg=REG1, result=3, flags=flag),),
         4,
         38,
         (4, 10),
@@ -149,7 +147,7 @@ def cgroup_path(path: str, identity: int) -> Match:
     level = path.count("/") + 1
     field = Field(
         f"socket cgroupv2 level {level}",
-        (_socket(3, (3, be32(level))),),
+        (_socket(3, level=level),),
         8,
         46,
         (5, 13),

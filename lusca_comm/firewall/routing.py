@@ -1,18 +1,16 @@
 """Policy routing: marked packets are delivered here, whatever address they are for.
 
 ``ip rule fwmark MARK lookup TABLE`` and ``local default dev lo`` in that table, once for each
-family. Pure: text for ip(8), and messages for rtnetlink(7).
+family. Pure: text for ip(8), and fields and attributes of rtnetlink(7) as pyroute2 names them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import socket
-import struct
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
-from .netlink import F_CREATE, F_EXCL, Attrs, Message, holds, u32, unpack
 from .plan import WHOLE_MARK, Family, Plan
 
 __all__ = ["PRIORITY", "Step", "render_commands", "steps"]
@@ -22,22 +20,17 @@ PRIORITY = 100
 out again. Rules of the same priority are asked in the order in which they came."""
 
 _AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
-_NEWROUTE, _NEWRULE = 24, 32
-_HEADER = struct.Struct("=BBBBBBBBI")  # struct rtmsg and struct fib_rule_hdr alike
-_RTA_OIF, _RTA_TABLE = 4, 15
-_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
-_TO_TABLE = 1
 _LOOPBACK = 1  # the index of lo in every network namespace
+_LOCAL, _BOOT, _HOST, _UNIVERSE, _TO_TABLE = 2, 3, 254, 0, 1  # linux/rtnetlink.h, fib_rules.h
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One route or one rule: how to add, delete, list and recognise it. ``text``: for ip(8)."""
+    """One route or one rule. ``text``: for ip(8); ``spec``: for ``IPRoute.route`` and ``rule``."""
 
+    kind: Literal["route", "rule"]
     text: str
-    add: Message
-    delete: Message
-    dump: Message
+    spec: dict[str, int]
 
     @property
     def command(self) -> str:
@@ -47,16 +40,10 @@ class Step:
     def undo(self) -> str:
         return f"ip {self.text.format('del')}"
 
-    @property
-    def is_route(self) -> bool:
-        return self.add.kind == _NEWROUTE
-
-    def is_in(self, answers: list[tuple[int, bytes]]) -> bool:
-        """Whether a dump of its kind has it, fixed header and all attributes."""
+    def is_in(self, listed: Iterable[Any]) -> bool:
+        """Whether it is among the routes or rules that pyroute2 lists."""
         return any(
-            body[: _HEADER.size] == self.add.header and holds(body[_HEADER.size :], self.add.attrs)
-            for kind, body in answers
-            if kind == self.add.kind
+            all(message.get(key) == value for key, value in self.spec.items()) for message in listed
         )
 
 
@@ -75,49 +62,31 @@ def steps(plan: Plan) -> Iterator[Step]:
             yield _rule(plan, family)
 
 
-def table_of(route: bytes) -> int:
-    """The table of a route, from the body of an answer to a :attr:`Step.dump` request."""
-    return int.from_bytes(dict(unpack(route[_HEADER.size :]))[_RTA_TABLE], sys.byteorder)
-
-
 def _route(plan: Plan, family: Family) -> Step:
-    # rtmsg: family, two prefix lengths, tos, table, protocol, scope, type, flags.
-    protocol, scope, local = 3, 254 if family == "ipv4" else 0, 2  # boot, host, local
-    where = (_AF[family], 0, 0, 0, _short(plan.table), protocol, scope, local, 0)
-    attrs = ((_RTA_OIF, u32(_LOOPBACK)), (_RTA_TABLE, u32(plan.table)))
-    text = f"-{family[-1]} route {{}} local default dev lo table {plan.table}"
-    return _step(text, _NEWROUTE, _HEADER.pack(*where), attrs)
+    spec = {
+        "family": _AF[family],
+        "type": _LOCAL,
+        "dst_len": 0,
+        "table": plan.table,
+        "oif": _LOOPBACK,
+        "scope": _HOST if family == "ipv4" else _UNIVERSE,
+        "proto": _BOOT,
+    }
+    return Step("route", f"-{family[-1]} route {{}} local default dev lo table {plan.table}", spec)
 
 
 def _rule(plan: Plan, family: Family) -> Step:
-    # fib_rule_hdr: family, two prefix lengths, tos, table, two reserved, action, flags.
-    where = (_AF[family], 0, 0, 0, _short(plan.table), 0, 0, _TO_TABLE, 0)
-    attrs = (
-        (_FRA_PRIORITY, u32(PRIORITY)),
-        (_FRA_FWMARK, u32(plan.mark)),
-        (_FRA_FWMASK, u32(plan.bits)),
-        (_FRA_TABLE, u32(plan.table)),
-    )
+    spec = {
+        "family": _AF[family],
+        "priority": PRIORITY,
+        "fwmark": plan.mark,
+        "fwmask": plan.bits,
+        "table": plan.table,
+        "action": _TO_TABLE,
+    }
     mask = "" if plan.bits == WHOLE_MARK else f"/{plan.bits:#x}"
     text = (
         f"-{family[-1]} rule {{}} priority {PRIORITY} fwmark {plan.mark:#x}{mask} "
         f"lookup {plan.table}"
     )
-    return _step(text, _NEWRULE, _HEADER.pack(*where), attrs)
-
-
-def _step(text: str, kind: int, header: bytes, attrs: Attrs) -> Step:
-    """rtnetlink's numbers for new, delete and get follow each other."""
-    # A dump of routes can be asked for one table; a machine may have a million in others.
-    asked = tuple(attr for attr in attrs if kind == _NEWROUTE and attr[0] == _RTA_TABLE)
-    return Step(
-        text,
-        Message(kind, F_CREATE | F_EXCL, header, attrs),
-        Message(kind + 1, 0, header, attrs),
-        Message(kind + 2, 0, _HEADER.pack(header[0], *bytes(8)), asked),
-    )
-
-
-def _short(table: int) -> int:
-    """The table in the 8 bits of a fixed header: RT_TABLE_COMPAT when it doesn't fit."""
-    return table if table < 256 else 252
+    return Step("rule", text, spec)

@@ -1,8 +1,8 @@
 """The parts of nftables rules: each one prints as nft prints it and builds what the kernel takes.
 
-The one place that knows nf_tables' numbers: include/uapi/linux/netfilter/nf_tables.h. The forms
-of the text are those in which ``nft list`` (1.0.6) prints the very expressions built here. Nothing
-here does I/O.
+Attributes have the names, and their values the numbers, of
+include/uapi/linux/netfilter/nf_tables.h. The forms of the text are those in which ``nft list``
+(1.0.6) prints the very expressions built here. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import dataclasses
 import ipaddress
 import struct
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias, Union
 
-from .netlink import Attrs, be32, zstr
+Attrs: TypeAlias = tuple[tuple[str, Union[int, str, bytes, frozenset[str], "Attrs"]], ...]
+"""Attributes of netlink by name; a value that is attributes itself is a nest."""
 
 Version: TypeAlias = tuple[int, ...]
 Value: TypeAlias = tuple[bytes, bytes]
@@ -25,6 +26,7 @@ Element: TypeAlias = tuple[bytes, bool]
 _VERDICT: Final = 0
 REG1: Final = 1
 _REG2: Final = 2
+_MARK: Final = 3
 _CODES: Final = {"accept": 1, "jump": -3, "return": -5}
 WHOLE: Final = 0xFFFFFFFF
 
@@ -36,8 +38,11 @@ class Expr:
     name: str
     attrs: Attrs
 
-    def encode(self) -> Attrs:
-        return ((1, zstr(self.name)), (2, self.attrs))
+
+def expr(name: str, **attrs: int | str | bytes | frozenset[str] | Attrs) -> Expr:
+    """``expr("meta", key=3)`` has the attribute NFTA_META_KEY with 3 in it, and so on."""
+    prefix = f"NFTA_{name.upper()}_"
+    return Expr(name, tuple((prefix + key.upper(), value) for key, value in attrs.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +128,7 @@ class Match:
         yield from self.field.load
         if len(self.values) > 1:
             made = sets.add(self.field, self.values)
-            yield Expr("lookup", ((1, zstr(made.name)), (2, be32(REG1))))
+            yield expr("lookup", set=made.name, sreg=REG1)
             return
         low, high = self.values[0]
         if low == high:
@@ -184,7 +189,7 @@ class SetMark:
         else:
             yield _META_MARK
             yield _bitwise(host32(WHOLE ^ self.mask), host32(self.mark))
-        yield Expr("meta", ((2, be32(3)), (3, be32(REG1))))
+        yield expr("meta", key=_MARK, sreg=REG1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,13 +213,13 @@ class Tproxy:
         port = struct.pack(">H", self.port)
         if self.address is None:
             yield _immediate(REG1, port)
-            yield Expr("tproxy", ((1, be32(0)), (3, be32(REG1))))
+            yield expr("tproxy", family=0, reg_port=REG1)
             return
         address = ipaddress.ip_address(self.address)
         family = 10 if address.version == 6 else 2  # NFPROTO_IPV6, NFPROTO_IPV4
         yield _immediate(REG1, address.packed)
         yield _immediate(_REG2, port)
-        yield Expr("tproxy", ((1, be32(family)), (2, be32(REG1)), (3, be32(_REG2))))
+        yield expr("tproxy", family=family, reg_addr=REG1, reg_port=_REG2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +236,8 @@ class Redirect:
     def expressions(self, sets: Sets) -> Iterator[Expr]:
         del sets
         yield _immediate(REG1, struct.pack(">H", self.port))
-        # NF_NAT_RANGE_PROTO_SPECIFIED
-        yield Expr("redir", ((1, be32(REG1)), (2, be32(REG1)), (3, be32(2))))
+        flags = frozenset({"NF_NAT_RANGE_PROTO_SPECIFIED"})
+        yield expr("redir", reg_proto_min=REG1, reg_proto_max=REG1, flags=flags)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +254,7 @@ class SetZone:
     def expressions(self, sets: Sets) -> Iterator[Expr]:
         del sets
         yield _immediate(REG1, struct.pack("=H", self.zone))
-        yield Expr("ct", ((2, be32(17)), (4, be32(REG1))))
+        yield expr("ct", key=17, sreg=REG1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,32 +271,32 @@ class Verdict:
 
     def expressions(self, sets: Sets) -> Iterator[Expr]:
         del sets
-        code: Attrs = ((1, struct.pack(">i", _CODES[self.word])),)
-        where: Attrs = () if self.chain is None else ((2, zstr(self.chain)),)
-        yield Expr("immediate", ((1, be32(_VERDICT)), (2, ((2, (*code, *where)),))))
+        verdict: Attrs = (("NFTA_VERDICT_CODE", _CODES[self.word]),)
+        if self.chain is not None:
+            verdict = (*verdict, ("NFTA_VERDICT_CHAIN", self.chain))
+        yield expr("immediate", dreg=_VERDICT, data=(("NFTA_DATA_VERDICT", verdict),))
 
 
-_META_MARK: Final = Expr("meta", ((1, be32(REG1)), (2, be32(3))))
+_META_MARK: Final = expr("meta", dreg=REG1, key=_MARK)
 
 Statement: TypeAlias = Match | MarkMatch | SetMark | Tproxy | Redirect | SetZone | Verdict
 
 
 def _data(value: bytes) -> Attrs:
-    return ((1, value),)
+    return (("NFTA_DATA_VALUE", value),)
 
 
 def _immediate(register: int, value: bytes) -> Expr:
-    return Expr("immediate", ((1, be32(register)), (2, _data(value))))
+    return expr("immediate", dreg=register, data=_data(value))
 
 
 def compare(operator: int, value: bytes) -> Expr:
-    return Expr("cmp", ((1, be32(REG1)), (2, be32(operator)), (3, _data(value))))
+    return expr("cmp", sreg=REG1, op=operator, data=_data(value))
 
 
 def _bitwise(mask: bytes, flip: bytes) -> Expr:
-    length = (3, be32(len(mask)))
-    registers = ((1, be32(REG1)), (2, be32(REG1)))
-    return Expr("bitwise", (*registers, length, (4, _data(mask)), (5, _data(flip))))
+    data = {"mask": _data(mask), "xor": _data(flip)}
+    return expr("bitwise", sreg=REG1, dreg=REG1, len=len(mask), **data)
 
 
 def host32(number: int) -> bytes:

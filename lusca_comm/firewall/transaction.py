@@ -1,6 +1,7 @@
 """A table as the messages of one nftables transaction, and what to find when it is read back.
 
-Numbers: include/uapi/linux/netfilter/nf_tables.h. Pure.
+Names and numbers: include/uapi/linux/netfilter/nf_tables.h; attributes as pyroute2 takes them.
+Pure.
 """
 
 from __future__ import annotations
@@ -8,177 +9,170 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final, Literal, TypeAlias
 
-from .netlink import (
-    F_APPEND,
-    F_CREATE,
-    F_EXCL,
-    Attrs,
-    Message,
-    be32,
-    holds,
-    pack,
-    u32,
-    unpack,
-    zstr,
-)
 from .nftables import Chain, Hook, Rule, Table
-from .statements import AnonymousSet, Element, Expr, Sets
+from .statements import AnonymousSet, Attrs, Element, Expr, Sets
 
-_NFTABLES: Final = 10 << 8
-_INET: Final = struct.pack(">BBH", 1, 0, 0)
-NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE, GETRULE = 0, 1, 2, 3, 6, 7
-NEWSET, NEWSETELEM, GETSETELEM = 9, 12, 13
+Kind: TypeAlias = Literal["table", "chain", "rule", "set", "setelem"]
+Named: TypeAlias = list[tuple[str, Any]]
+
 _HOOKS: Final = {"prerouting": 0, "output": 3}
 _PRIORITIES: Final = {"raw": -300, "mangle": -150, "dstnat": -100}
-_ANONYMOUS, _CONSTANT, _INTERVAL = 1, 2, 4
 _ACCEPT: Final = 1
 _END: Final = 1
-_COMMENT: Final = 0
-_KEY_BYTE_ORDER: Final = 0
 _ELEMENTS_AT_ONCE: Final = 500
 """An attribute has at most 64 KiB; an IPv6 element takes 44 bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One message of the transaction. ``what``: for people. ``exprs``: the rule's expressions;
-    ``elements``: what is put into the set ``set``."""
+    """One message of the transaction. ``create`` is ``add`` of what must not be there yet."""
 
-    message: Message
-    what: str
-    set: str = ""
-    exprs: tuple[Expr, ...] = ()
-    elements: tuple[Element, ...] = ()
-
-    @property
-    def is_rule(self) -> bool:
-        return self.message.kind == _NFTABLES | NEWRULE
-
-    def stumbled(self, offset: int | None) -> Expr | None:
-        """The expression at which the kernel stopped reading, from the offset that it reported."""
-        end = 16 + len(self.message.header)
-        for kind, value in self.message.attrs:
-            start, end = end, end + len(pack([(kind, value)]))
-            if kind == 4 and offset is not None and start <= offset < end:
-                place = start + 4
-                for expr in self.exprs:
-                    place += len(pack([(1, expr.encode())]))
-                    if offset < place:
-                        return expr
-        return None
+    command: Literal["create", "add", "del"]
+    kind: Kind
+    attrs: Named
 
 
 def parts(table: Table) -> Iterator[Part]:
     """Create the table and everything in it. A table of that name that exists is an error."""
-    yield Part(_message(NEWTABLE, F_EXCL, ((1, zstr(table.name)),)), f"table inet {table.name}")
+    yield Part("create", "table", [("NFTA_TABLE_NAME", table.name)])
     for chain in table.chains:
-        yield Part(_message(NEWCHAIN, F_EXCL, _chain(table, chain)), _describe(chain))
+        yield Part("create", "chain", _chain(table, chain))
     sets = Sets()
     for chain in table.chains:
         for rule in chain.rules:
             known = len(sets.made)
-            exprs = tuple(expr for part in rule.statements for expr in part.expressions(sets))
+            exprs = [expr for part in rule.statements for expr in part.expressions(sets)]
             for made in sets.made[known:]:
                 yield from _set(table, made)
-            yield _rule(table, chain, rule, exprs)
+            yield Part("add", "rule", _rule(table, chain, rule, exprs))
 
 
-def delete_table(name: str) -> Message:
-    return _message(DELTABLE, 0, ((1, zstr(name)),))
+def delete_table(name: str) -> Part:
+    return Part("del", "table", [("NFTA_TABLE_NAME", name)])
 
 
-def get_tables() -> Message:
-    """The request for every table; :func:`of_table` picks from the answers."""
-    return _message(GETTABLE, 0, ())
+def holds(answer: Any, sent: Named) -> bool:
+    """Whether a message, or an attribute, that pyroute2 decoded has every attribute of `sent`
+    with its value, whatever else it has: the kernel adds handles and defaults.
+
+    pyroute2 gives a name to some numbers; here they are compared as numbers.
+    """
+    found = {slot.name: slot for slot in answer["attrs"]}
+    return all(name in found and _is(found[name], value) for name, value in sent)
 
 
-def get_rules(name: str) -> Message:
-    return _message(GETRULE, 0, ((1, zstr(name)),))
+def _is(slot: Any, value: Any) -> bool:
+    if isinstance(value, dict):
+        return holds(slot.nla, value["attrs"])
+    if isinstance(value, list):
+        return len(slot.value) == len(value) and all(
+            holds(have, want["attrs"]) for have, want in zip(slot.value, value, strict=True)
+        )
+    return value in (slot.value, slot.nla["value"])
 
 
-def get_elements(name: str, set_name: str) -> Message:
-    return _message(GETSETELEM, 0, ((1, zstr(name)), (2, zstr(set_name))))
+def same_rules(parts: Iterable[Part], listed: Sequence[Any]) -> bool:
+    """Whether the rules listed are those of the parts, one by one."""
+    rules = [part for part in parts if part.kind == "rule"]
+    return len(rules) == len(listed) and all(
+        holds(answer, part.attrs) for part, answer in zip(rules, listed, strict=True)
+    )
 
 
-def of_table(name: str, answers: Iterable[tuple[int, bytes]]) -> list[bytes]:
-    """The attributes of those tables, or objects in tables, that are of ``inet NAME``."""
+def elements(parts: Iterable[Part]) -> dict[str, list[Element]]:
+    """What the parts put into each set, sorted."""
+    found: dict[str, list[Element]] = {}
+    for part in parts:
+        if part.kind == "setelem":
+            attrs = dict(part.attrs)
+            made = [_element_of(item) for item in attrs["NFTA_SET_ELEM_LIST_ELEMENTS"]]
+            found.setdefault(attrs["NFTA_SET_ELEM_LIST_SET"], []).extend(made)
+    return {name: sorted(filled) for name, filled in found.items()}
+
+
+def listed_elements(answers: Iterable[Any]) -> list[Element]:
+    """The elements in the kernel's answers about one set, sorted."""
+    return sorted(
+        _element_of(item)
+        for answer in answers
+        for item in answer.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ()
+    )
+
+
+def _element_of(item: Any) -> Element:
+    attrs = {slot[0]: slot[1] for slot in item["attrs"]}
+    value = next(slot[1] for slot in attrs["NFTA_SET_ELEM_KEY"]["attrs"])
+    return value, attrs.get("NFTA_SET_ELEM_FLAGS", 0) == _END
+
+
+def _chain(table: Table, chain: Chain) -> Named:
+    named: Named = [("NFTA_CHAIN_TABLE", table.name), ("NFTA_CHAIN_NAME", chain.name)]
+    return named + _hook(chain.hook) if chain.hook else named
+
+
+def _hook(hook: Hook) -> Named:
+    priority = _PRIORITIES.get(hook.priority)
+    number = int(hook.priority) if priority is None else priority
+    where = [("NFTA_HOOK_HOOKNUM", _HOOKS[hook.hook]), ("NFTA_HOOK_PRIORITY", number)]
     return [
-        body[len(_INET) :]
-        for _, body in answers
-        if body[:1] == _INET[:1] and holds(body[len(_INET) :], ((1, zstr(name)),))
+        ("NFTA_CHAIN_HOOK", {"attrs": where}),
+        ("NFTA_CHAIN_POLICY", _ACCEPT),
+        ("NFTA_CHAIN_TYPE", hook.kind),
     ]
 
 
-def same_rules(parts: Iterable[Part], listed: Sequence[bytes]) -> bool:
-    """Whether the rules listed are those of the parts, one by one."""
-    rules = [part for part in parts if part.is_rule]
-    return len(rules) == len(listed) and all(
-        holds(body, part.message.attrs) for part, body in zip(rules, listed, strict=True)
-    )
-
-
-def same_elements(parts: Iterable[Part], answers: Iterable[tuple[int, bytes]]) -> bool:
-    """Whether the elements of one set are those that the parts fill it with; in any order."""
-    got = []
-    for _, body in answers:
-        for _, element in unpack(dict(unpack(body[len(_INET) :])).get(3, b"")):
-            attrs = dict(unpack(element))
-            got.append((dict(unpack(attrs[1]))[1], attrs.get(3, be32(0)) == be32(_END)))
-    return sorted(got) == sorted(pair for part in parts for pair in part.elements)
-
-
-def _message(kind: int, flags: int, attrs: Attrs) -> Message:
-    create = F_CREATE if kind in (NEWTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM) else 0
-    return Message(_NFTABLES | kind, flags | create, _INET, attrs)
-
-
-def _chain(table: Table, chain: Chain) -> Attrs:
-    named = ((1, zstr(table.name)), (3, zstr(chain.name)))
-    return (*named, *_hook(chain.hook)) if chain.hook else named
-
-
-def _hook(hook: Hook) -> Attrs:
-    priority = _PRIORITIES.get(hook.priority)
-    number = int(hook.priority) if priority is None else priority
-    where = ((1, be32(_HOOKS[hook.hook])), (2, struct.pack(">i", number)))
-    return ((4, where), (5, be32(_ACCEPT)), (7, zstr(hook.kind)))
-
-
-def _describe(chain: Chain) -> str:
-    return f"chain {chain.name}" + (f", type {chain.hook.kind}" if chain.hook else "")
-
-
 def _set(table: Table, made: AnonymousSet) -> Iterator[Part]:
-    flags = _ANONYMOUS | _CONSTANT | (_INTERVAL if made.field.intervals else 0)
-    elements = made.elements()
-    what = f"the set of {made.field.text}"
-    named = ((1, zstr(table.name)), (2, zstr(made.name)))
-    key = ((4, be32(made.field.type)), (5, be32(made.field.size)))
-    size = ((9, ((1, be32(len(elements))),)),)
-    order = (13, bytes([_KEY_BYTE_ORDER, 4]) + u32(1 if made.field.host else 2))  # nft reads it
-    attrs: Attrs = (*named, (3, be32(flags)), *key, *size, (10, be32(made.number)), order)
-    yield Part(_message(NEWSET, F_EXCL, attrs), what)
-    for start in range(0, len(elements), _ELEMENTS_AT_ONCE):
-        some = elements[start : start + _ELEMENTS_AT_ONCE]
-        attrs = (*named, (3, tuple((1, _element(element)) for element in some)))
-        yield Part(_message(NEWSETELEM, 0, attrs), what, made.name, elements=some)
+    flags = {"NFT_SET_ANONYMOUS", "NFT_SET_CONSTANT"}
+    if made.field.intervals:
+        flags.add("NFT_SET_INTERVAL")
+    content = made.elements()
+    order = struct.pack("=I", 1 if made.field.host else 2)  # nft reads it
+    attrs: Named = [
+        ("NFTA_SET_TABLE", table.name),
+        ("NFTA_SET_NAME", made.name),
+        ("NFTA_SET_FLAGS", flags),
+        ("NFTA_SET_KEY_TYPE", made.field.type),
+        ("NFTA_SET_KEY_LEN", made.field.size),
+        ("NFTA_SET_DESC", {"attrs": [("NFTA_SET_DESC_SIZE", len(content))]}),
+        ("NFTA_SET_ID", made.number),
+        ("NFTA_SET_USERDATA", [("NFTNL_UDATA_SET_KEYBYTEORDER", order)]),
+    ]
+    yield Part("create", "set", attrs)
+    for start in range(0, len(content), _ELEMENTS_AT_ONCE):
+        some = [_element(element) for element in content[start : start + _ELEMENTS_AT_ONCE]]
+        attrs = [
+            ("NFTA_SET_ELEM_LIST_TABLE", table.name),
+            ("NFTA_SET_ELEM_LIST_SET", made.name),
+            ("NFTA_SET_ELEM_LIST_ELEMENTS", some),
+        ]
+        yield Part("add", "setelem", attrs)
 
 
-def _element(element: Element) -> Attrs:
+def _element(element: Element) -> dict[str, Named]:
     value, end = element
-    key = (1, ((1, value),))
-    return (key, (3, be32(_END))) if end else (key,)
+    attrs: Named = [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", value)]})]
+    return {"attrs": [*attrs, ("NFTA_SET_ELEM_FLAGS", _END)] if end else attrs}
 
 
-def _rule(table: Table, chain: Chain, rule: Rule, exprs: Sequence[Expr]) -> Part:
-    named = ((1, zstr(table.name)), (2, zstr(chain.name)))
-    comment = zstr(rule.comment)
-    attrs = (
-        *named,
-        (4, tuple((1, expr.encode()) for expr in exprs)),
-        (7, bytes([_COMMENT, len(comment)]) + comment),
-    )
-    what = f"rule in chain {chain.name}: {rule.text()}"
-    return Part(_message(NEWRULE, F_APPEND, attrs), what, exprs=tuple(exprs))
+def _rule(table: Table, chain: Chain, rule: Rule, exprs: Iterable[Expr]) -> Named:
+    return [
+        ("NFTA_RULE_TABLE", table.name),
+        ("NFTA_RULE_CHAIN", chain.name),
+        ("NFTA_RULE_EXPRESSIONS", [_expr(expr) for expr in exprs]),
+        ("NFTA_RULE_USERDATA", rule.comment),
+    ]
+
+
+def _expr(expr: Expr) -> dict[str, Named]:
+    named: Named = [("NFTA_EXPR_NAME", expr.name)]
+    return {"attrs": [*named, ("NFTA_EXPR_DATA", _nest(expr.attrs))] if expr.attrs else named}
+
+
+def _nest(attrs: Attrs) -> dict[str, Named]:
+    return {
+        "attrs": [
+            (name, _nest(value) if isinstance(value, tuple) else value) for name, value in attrs
+        ]
+    }

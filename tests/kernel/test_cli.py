@@ -8,11 +8,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_REQUEST
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWRULE,
+    NFT_MSG_NEWTABLE,
+    NFTSocket,
+    nft_chain_msg,
+    nft_rule_msg,
+    nft_table_msg,
+)
 
 import lusca_comm as lc
 from lusca_comm.cli import main
-from lusca_comm.firewall.netlink import NETLINK_NETFILTER, Message, Netlink
-from lusca_comm.firewall.transaction import get_tables
+from lusca_comm.firewall import kernel
 from lusca_comm.lab import Channel, Host, Topology
 
 LISTEN = lc.COMM_REUSEADDR | lc.COMM_TPROXY_LCL
@@ -174,17 +183,34 @@ def test_masquerading_is_noted_for_spoofing(three_hosts: Topology) -> None:
 
 def masquerade() -> None:
     """``nft add table ip nat``, a postrouting chain, and the rule ``masquerade`` in it."""
-    table, chain = (1, b"nat\0"), (3, b"postrouting\0")
-    hook = (4, ((1, (4).to_bytes(4, "big")), (2, (100).to_bytes(4, "big"))))
-    expressions = (4, ((1, ((1, b"masq\0"),)),))
-    made = (
-        (0, (table,)),
-        (3, (table, chain, hook, (7, b"nat\0"))),
-        (6, (table, (2, b"postrouting\0"), expressions)),
-    )
-    with Netlink(NETLINK_NETFILTER) as nft:
-        header = bytes([2, 0, 0, 0])  # of the family ip
-        nft.nft_batch([Message(10 << 8 | kind, 0x400, header, attrs) for kind, attrs in made])
+    hook = [("NFTA_HOOK_HOOKNUM", 4), ("NFTA_HOOK_PRIORITY", 100)]
+    with NFTSocket() as nft:
+        nft.begin()
+        for message, kind, attrs in (
+            (nft_table_msg(), NFT_MSG_NEWTABLE, {"TABLE_NAME": "nat"}),
+            (
+                nft_chain_msg(),
+                NFT_MSG_NEWCHAIN,
+                {
+                    "CHAIN_TABLE": "nat",
+                    "CHAIN_NAME": "postrouting",
+                    "CHAIN_HOOK": {"attrs": hook},
+                    "CHAIN_TYPE": "nat",
+                },
+            ),
+            (
+                nft_rule_msg(),
+                NFT_MSG_NEWRULE,
+                {
+                    "RULE_TABLE": "nat",
+                    "RULE_CHAIN": "postrouting",
+                    "RULE_EXPRESSIONS": [{"attrs": [("NFTA_EXPR_NAME", "masq")]}],
+                },
+            ),
+        ):
+            message["attrs"] = [(f"NFTA_{name}", value) for name, value in attrs.items()]
+            nft.request_put(message, kind, NLM_F_REQUEST | NLM_F_CREATE)
+        nft.commit()
 
 
 def test_apply_and_remove(three_hosts: Topology) -> None:
@@ -204,8 +230,8 @@ def test_apply_and_remove(three_hosts: Topology) -> None:
 
 
 def tables() -> int:
-    with Netlink(NETLINK_NETFILTER) as nft:
-        return len(nft.dump(get_tables()))
+    with kernel.opened() as (nft, _):
+        return len(kernel.listed(nft, "table"))
 
 
 def test_without_privileges(three_hosts: Topology) -> None:

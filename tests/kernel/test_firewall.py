@@ -34,8 +34,7 @@ from pyroute2 import IPRoute
 
 from lusca_comm.errors import CommError
 from lusca_comm.firewall import Exempt, Plan, apply, fields, remove, render
-from lusca_comm.firewall.netlink import be32
-from lusca_comm.firewall.statements import Expr
+from lusca_comm.firewall.statements import Expr, expr
 from lusca_comm.lab import Channel, Lab, Topology, wait_for
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
@@ -315,10 +314,10 @@ def apply_with(plan: Plan, load: tuple[Expr, ...]) -> None:
 @pytest.mark.parametrize(
     ("load", "text"),
     [
-        ((Expr("nosuch", ((1, be32(0)),)),), "modprobe nft_nosuch"),
-        ((Expr("socket", ((1, be32(999)), (2, be32(1)))),), "modprobe nft_socket"),
-        # An attribute that no kernel knows, which it passes over without a word.
-        ((Expr("socket", ((1, be32(0)), (2, be32(1)), (9, be32(1)))),), "lists something else"),
+        ((Expr("nosuch", ()),), "'socket transparent 1' in chain divert: modprobe nft_nosuch"),
+        ((expr("socket", key=999, dreg=1),), "modprobe nft_socket"),
+        # What pyroute2 has no name for, which it leaves out without a word.
+        ((expr("socket", key=0, dreg=1, nosuch=1),), "lists something else"),
     ],
     ids=["kind", "key", "attribute"],
 )

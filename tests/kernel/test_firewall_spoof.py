@@ -13,9 +13,9 @@ import pytest
 from firewall_peers import FAMILIES, fetch, listener, nothing_left, relay_on, serve_on
 
 from lusca_comm.firewall import Exempt, Plan, apply, remove
-from lusca_comm.firewall.netlink import NETLINK_NETFILTER, Netlink, be32
+from lusca_comm.firewall.kernel import transact
 from lusca_comm.firewall.nftables import Chain, Hook, Rule, Table
-from lusca_comm.firewall.statements import Expr, Sets
+from lusca_comm.firewall.statements import Expr, Sets, expr
 from lusca_comm.firewall.transaction import parts
 from lusca_comm.lab import Channel, Topology, wait_for
 
@@ -81,20 +81,20 @@ class DropInvalid:
         return "ct state invalid drop"
 
     def expressions(self, sets: Sets) -> Iterator[Expr]:
-        yield Expr("ct", ((1, be32(1)), (2, be32(0))))
+        yield expr("ct", dreg=1, key=0)
         one, zero = struct.pack("=I", 1), bytes(4)  # NF_CT_STATE_INVALID_BIT
-        registers = ((1, be32(1)), (2, be32(1)), (3, be32(4)))
-        yield Expr("bitwise", (*registers, (4, ((1, one),)), (5, ((1, zero),))))
-        yield Expr("cmp", ((1, be32(1)), (2, be32(1)), (3, ((1, zero),))))
-        yield Expr("immediate", ((1, be32(0)), (2, ((2, ((1, be32(0)),)),))))
+        data = {"mask": (("NFTA_DATA_VALUE", one),), "xor": (("NFTA_DATA_VALUE", zero),)}
+        yield expr("bitwise", sreg=1, dreg=1, len=4, **data)
+        yield expr("cmp", sreg=1, op=1, data=(("NFTA_DATA_VALUE", zero),))
+        drop = (("NFTA_VERDICT_CODE", 0),)
+        yield expr("immediate", dreg=0, data=(("NFTA_DATA_VERDICT", drop),))
 
 
 def drop_invalid() -> None:
     rule = Rule((DropInvalid(),), "after conntrack, before anything is delivered")  # type: ignore
     hooks = (Hook("filter", hook, "-190") for hook in ("prerouting", "output"))
     chains = tuple(Chain(f"stateful_{hook.hook}", hook, (rule,)) for hook in hooks)
-    with Netlink(NETLINK_NETFILTER) as nft:
-        nft.nft_batch([part.message for part in parts(Table("stateful", chains))])
+    transact(parts(Table("stateful", chains)))
 
 
 def with_isn(sock: socket.socket) -> None:

@@ -10,17 +10,15 @@ import socket
 import threading
 from typing import Any
 
-import pytest
-from emulators.tproxy2 import kernel, nat, supervise
+from emulators.tproxy2 import kernel, supervise
 from emulators.tproxy2.calls import ask, raw_get, raw_set, tell
 from emulators.tproxy2.cases import ASK, CASES, FOREIGN, TAKE, Step, flags
+from kernel.tproxy2 import needs_nft
 
 from lusca_comm.lab import Channel, Lab
 from lusca_comm.lab.capabilities import keep_only
 
-pytestmark = pytest.mark.skipif(
-    nat.program() is None, reason="the emulator needs the program nft: apt install nftables"
-)
+pytestmark = needs_nft
 KINDS = {
     "tcp": (socket.SOCK_STREAM, 0),
     "udp": (socket.SOCK_DGRAM, 0),

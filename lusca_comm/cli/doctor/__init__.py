@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
         epilog="exit status: 0 nothing is missing, 1 something is",
     )
     add_plan_options(parser)
-    parser.set_defaults(run=run, needs=())
+    parser.set_defaults(run=run, needs=("pyroute2",))
 
 
 def run(options: argparse.Namespace) -> int:

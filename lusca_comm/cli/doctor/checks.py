@@ -5,21 +5,13 @@ from __future__ import annotations
 import enum
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lusca_comm as lc
 from lusca_comm.address import spell
-from lusca_comm.firewall import Plan, routing, transaction
-from lusca_comm.firewall.netlink import (
-    NETLINK_NETFILTER,
-    NETLINK_ROUTE,
-    Message,
-    Netlink,
-    Refused,
-    unpack,
-)
+from lusca_comm.firewall import Plan, kernel, routing, transaction
 from lusca_comm.firewall.nftables import table
 
 from .sockets import listeners
@@ -98,12 +90,12 @@ def _forwarding(plan: Plan) -> Iterator[Finding]:
 
 
 def _routing(plan: Plan) -> Iterator[Finding]:
-    with Netlink(NETLINK_ROUTE) as route:
+    with kernel.opened() as (_, ip):
         for step in routing.steps(plan):
             what = f"IPv{step.text[1]}: {' '.join(step.text[2:].format('').split())}"
             try:
-                there = step.is_in(route.dump(step.dump))
-            except Refused as why:
+                there = step.is_in(kernel.routes(ip, step))
+            except lc.CommError as why:
                 yield Finding(State.MISSING, f"{what}: {why.strerror}")
                 continue
             yield Finding(State.OK, what) if there else Finding(State.MISSING, what, step.command)
@@ -133,17 +125,15 @@ def _marks(plan: Plan) -> Iterator[Finding]:
 
 def _rules(plan: Plan) -> Iterator[Finding]:
     what = f"nftables: table inet {plan.name}"
-    with Netlink(NETLINK_NETFILTER) as nft:
-        try:
-            listed = transaction.of_table(plan.name, nft.dump(transaction.get_rules(plan.name)))
-            # of every table; NFT_MSG_GETRULE
-            every = nft.dump(Message(10 << 8 | transaction.GETRULE, 0, bytes(4), ()))
-        except Refused as why:
-            listed, every = [], []
-            if why.number != errno.ENOENT:
-                text = f"{what}: only root can see it" if why.number == errno.EPERM else str(why)
-                yield Finding(State.UNKNOWN, text)
-                return
+    try:
+        with kernel.opened() as (nft, _):
+            listed = kernel.listed(nft, "rule", [("NFTA_RULE_TABLE", plan.name)])
+        with kernel.opened(kernel.ANY) as (nft, _):
+            every = kernel.listed(nft, "rule")
+    except lc.CommError as why:
+        text = f"{what}: only root can see it" if why.errno == errno.EPERM else str(why)
+        yield Finding(State.UNKNOWN, text)
+        return
     parts = transaction.parts(table(plan))
     # The kernel's number of a control group is its own; the rest of the rules can be compared.
     same = bool(plan.exempt.cgroups) or transaction.same_rules(parts, listed)
@@ -161,13 +151,18 @@ def _rules(plan: Plan) -> Iterator[Finding]:
         yield from _masquerade(every)
 
 
-def _masquerade(rules: list[tuple[int, bytes]]) -> Iterator[Finding]:
+def _masquerade(rules: Iterable[Any]) -> Iterator[Finding]:
     """Of nft and iptables-nft; the old iptables keeps its rules elsewhere."""
     found = set()
-    for _, body in rules:
-        if b"masq\0" in body or b"MASQUERADE\0" in body:
-            attrs = dict(unpack(body[4:]))
-            found.add(" ".join(attrs[key].rstrip(b"\0").decode() for key in (1, 2)))
+    for rule in rules:
+        for expr in rule.get_attr("NFTA_RULE_EXPRESSIONS") or ():
+            data = expr.get_attr("NFTA_EXPR_DATA")
+            if expr.get_attr("NFTA_EXPR_NAME") == "masq" or (
+                expr.get_attr("NFTA_EXPR_NAME") == "target"
+                and data.get_attr("NFTA_TARGET_NAME") == "MASQUERADE"
+            ):
+                names = (rule.get_attr(f"NFTA_RULE_{name}") for name in ("TABLE", "CHAIN"))
+                found.add(" ".join(names))
     for chain in sorted(found):
         yield Finding(
             State.NOTE,

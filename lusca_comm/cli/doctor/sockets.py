@@ -1,25 +1,20 @@
 """The listening TCP sockets of this network namespace, as the kernel tells anybody: sock_diag(7).
 
-Numbers: include/uapi/linux/sock_diag.h, inet_diag.h.
+Numbers: include/uapi/linux/inet_diag.h.
 """
 
 from __future__ import annotations
 
 import socket
-import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from lusca_comm.firewall.netlink import Message, Netlink, unpack
+from typing import Any
 
 __all__ = ["Listener", "listeners"]
 
-_SOCK_DIAG, _BY_FAMILY = 4, 20
 _LISTEN = 10
-_MSG = struct.Struct("=4B")  # family, state, timer, retransmissions; then struct inet_diag_sockid
-_MSG_SIZE = 72
-_SKV6ONLY, _SOCKOPT = 11, 22
+_SOCKOPT = 22
 # struct inet_diag_sockopt is bit fields: the sixth, from whichever end the compiler begins.
 _TRANSPARENT = 1 << 5 if sys.byteorder == "little" else 1 << 2
 
@@ -36,8 +31,10 @@ class Listener:
 
 
 def listeners(port: int) -> list[Listener]:
-    """Every socket that listens on the TCP port. Raises CommError where the kernel can't tell."""
-    with Netlink(_SOCK_DIAG) as diag:
+    """Every socket that listens on the TCP port."""
+    from pyroute2 import DiagSocket
+
+    with DiagSocket() as diag:
         return [
             listener
             for family in (socket.AF_INET, socket.AF_INET6)
@@ -46,22 +43,22 @@ def listeners(port: int) -> list[Listener]:
         ]
 
 
-def _of_family(diag: Netlink, family: int) -> Iterator[Listener]:
-    # inet_diag_req_v2: family, protocol, extensions, padding, states, struct inet_diag_sockid
-    request = struct.pack("=4BI", family, socket.IPPROTO_TCP, 0, 0, 1 << _LISTEN) + bytes(48)
-    for kind, body in diag.dump(Message(_BY_FAMILY, 0, request, ())):
-        if kind != _BY_FAMILY:
-            continue
-        (port,) = struct.unpack_from(">H", body, _MSG.size)
-        size = 4 if family == socket.AF_INET else 16
-        host = socket.inet_ntop(family, body[_MSG.size + 4 : _MSG.size + 4 + size])
-        attrs = dict(unpack(body[_MSG_SIZE:]))
-        options = attrs.get(_SOCKOPT)
-        both = host == "::" and attrs.get(_SKV6ONLY) == b"\0"
+def _of_family(diag: Any, family: int) -> Iterator[Listener]:
+    for found in diag.get_sock_stats(family=family, states=1 << _LISTEN):
+        host = found["idiag_src"]
+        both = host == "::" and found.get_attr("INET_DIAG_SKV6ONLY") == 0
         own = "ipv4" if family == socket.AF_INET else "ipv6"
         yield Listener(
             host,
-            port,
+            found["idiag_sport"],
             ("ipv4", "ipv6") if both else (own,),
-            bool(options[0] & _TRANSPARENT) if options else None,
+            _transparent(found),
         )
+
+
+def _transparent(found: Any) -> bool | None:
+    for slot in found["attrs"]:
+        # pyroute2 0.9.7 has no name for INET_DIAG_SOCKOPT: it keeps the bytes, header and all.
+        if slot.nla["header"]["type"] == _SOCKOPT:
+            return bool(slot.nla.data[slot.nla.offset + 4] & _TRANSPARENT)
+    return None

@@ -90,6 +90,8 @@ struct rules {
 struct listener {
     int fd;                     /* -1: closed */
     int held;                   /* out of descriptors */
+    int transparent;            /* it has IP_TRANSPARENT, and so have the sockets it accepts */
+    struct lc_addr at;
     struct lc_listen how;
     struct rules *rules;
 };

@@ -66,10 +66,31 @@ static void ask(struct lc_plane *p, struct relay *r)
     LC_ADD(p->asked, 1);
 }
 
-/* 0, and where the connection was going; else it must not be relayed. */
-static int find_out(struct lc_plane *p, int fd, int engine, struct lc_origin *o)
+/* A connection that arrives at another port than its transparent listener's was delivered there by
+ * TPROXY: REDIRECT and the client itself both name the listener's port. The kernel need not be
+ * asked anything. */
+static int by_tproxy(const struct listener *l, const struct lc_accepted *got, struct lc_origin *o)
 {
-    int err = lc_original(fd, engine, o);
+    int row = lc_engine_row(&lc_tproxy4);
+
+    if (!l->transparent || got->me.family == 0 || got->me.port == l->at.port
+        || (l->how.engine >= 0 && l->how.engine != row))
+        return 0;
+    memset(o, 0, sizeof *o);
+    o->engine = row;
+    o->transparent = 1;
+    o->own = -1;
+    o->original = o->local = got->me;
+    o->peer = got->peer;
+    return 1;
+}
+
+/* 0, and where the connection was going; else it must not be relayed. */
+static int find_out(struct lc_plane *p, const struct listener *l, const struct lc_accepted *got,
+                    struct lc_origin *o)
+{
+    int engine = l->how.engine;
+    int err = by_tproxy(l, got, o) ? 0 : lc_original(got->fd, engine, o);
     int sockname = o->engine == lc_engine_row(&lc_sockname);
 
     if (err == 0 && engine >= 0 && !o->translated && !sockname
@@ -116,22 +137,22 @@ static struct relay *begin(struct lc_plane *p, uint32_t number, int fd, const st
     return r;
 }
 
-static void meet(struct lc_plane *p, uint32_t number, int fd)
+static void meet(struct lc_plane *p, uint32_t number, const struct lc_accepted *got)
 {
     struct listener *l = &p->listener[number];
     struct lc_origin o;
     struct relay *r = NULL;
     int action = LC_DENY;
 
-    if (find_out(p, fd, l->how.engine, &o) == 0) {
+    if (find_out(p, l, got, &o) == 0) {
         action = judge(l->rules, &o.original);
         if (action == LC_DENY)
             LC_ADD(p->denied, 1);
     }
     if (action != LC_DENY)
-        r = begin(p, number, fd, &o);
+        r = begin(p, number, got->fd, &o);
     if (r == NULL)
-        lc_reset_fd(fd);
+        lc_reset_fd(got->fd);
     else if (action == LC_ASK)
         ask(p, r);
     else
@@ -156,7 +177,7 @@ void lc_listener_event(struct lc_plane *p, uint32_t number)
             return;
         }
         LC_ADD(p->accepted, 1);
-        meet(p, number, got.fd);
+        meet(p, number, &got);
     }
 }
 
@@ -258,6 +279,7 @@ void lc_listener_start(struct lc_plane *p, uint32_t number, struct listener *mad
 
     *l = *made;
     free(made);
+    l->transparent = lc_local(l->fd, &l->at) == 0 && lc_is_transparent(l->fd);
     lc_guard_listener(l->fd, 1);
     if (lc_poll_add_listener(p, l->fd, number << 2 | KEY_LISTENER) < 0)
         lc_listener_stop(p, number);

@@ -386,9 +386,11 @@ int lc_relay_start(struct lc_plane *p, struct relay *r)
         int fd = LC_GET(r->fd[side]);
 
         r->side[side] |= WRITABLE;
-        if (inexact(fd))
+        int connected = side == 1 && r->job != NULL;    /* here, and the poller has it already */
+
+        if (!connected && r->listener < 0 && inexact(fd))
             r->side[side] |= EXACT;
-        if (!(side == 1 && r->job != NULL))     /* a connect has added its upstream already */
+        if (!connected)
             err = lc_poll_add(p, fd, lc_key(r, side));
         if (err < 0)
             lc_relay_end(p, r, LC_END_ERROR, -err, side + 1);

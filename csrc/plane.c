@@ -240,6 +240,9 @@ static void *life(void *plane)
     uint32_t left;
     int n;
 
+#ifdef __linux__
+    (void)pthread_setname_np(pthread_self(), "lusca plane");
+#endif
     tell_time(p);
     while (!p->stopping) {
         n = lc_poll_wait(p, patience(p));

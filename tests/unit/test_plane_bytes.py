@@ -99,7 +99,13 @@ class Peer:
         self.done_in = self.done_out = True
 
 
-PLANE = Plane()
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Plane]:
+    """One plane for all examples: what one leaves behind, the next would find."""
+    plane = Plane()
+    yield plane
+    plane.stop()
+
 
 sizes = st.integers(1, 300_000)
 actions = st.one_of(
@@ -121,10 +127,10 @@ def script(of: st.SearchStrategy[tuple[str, int]]) -> st.SearchStrategy[list[obj
     return st.lists(steps, max_size=60)  # type: ignore[return-value]
 
 
-def play(steps: list[object], seed: int, buffers: int, gentle: bool) -> None:
-    PLANE.fileno()
+def play(plane: Plane, steps: list[object], seed: int, buffers: int, gentle: bool) -> None:
+    plane.fileno()
     before = open_files()
-    pairs = [Pair(PLANE, buffers) for _ in range(3)]
+    pairs = [Pair(plane, buffers) for _ in range(3)]
     streams = [[Stream(seed + 10 * i), Stream(seed + 10 * i + 1)] for i in range(3)]
     peers = [
         (Peer(pair.client, up, down), Peer(pair.upstream, down, up))
@@ -150,7 +156,7 @@ def play(steps: list[object], seed: int, buffers: int, gentle: bool) -> None:
             peer.done_in or peer.sock.fileno() < 0 for two in peers for peer in two
         )
 
-    until(PLANE, over)
+    until(plane, over)
     for pair, (up, down) in zip(pairs, streams, strict=True):
         result = pair.results[0]
         if gentle:
@@ -164,15 +170,23 @@ def play(steps: list[object], seed: int, buffers: int, gentle: bool) -> None:
 
 
 @settings(max_examples=40)
-@given(script(actions), st.integers(0, 1 << 30), st.sampled_from([0, 4096]))
-def test_every_byte_arrives(steps: list[object], seed: int, buffers: int) -> None:
-    play(steps, seed, buffers, gentle=True)
+@given(
+    steps=script(actions),
+    seed=st.integers(0, 1 << 30),
+    buffers=st.sampled_from([0, 4096]),
+)
+def test_every_byte_arrives(shared: Plane, steps: list[object], seed: int, buffers: int) -> None:
+    play(shared, steps, seed, buffers, gentle=True)
 
 
 @settings(max_examples=40)
-@given(script(harsh), st.integers(0, 1 << 30), st.sampled_from([0, 4096]))
-def test_no_other_byte_arrives(steps: list[object], seed: int, buffers: int) -> None:
-    play(steps, seed, buffers, gentle=False)
+@given(
+    steps=script(harsh),
+    seed=st.integers(0, 1 << 30),
+    buffers=st.sampled_from([0, 4096]),
+)
+def test_no_other_byte_arrives(shared: Plane, steps: list[object], seed: int, buffers: int) -> None:
+    play(shared, steps, seed, buffers, gentle=False)
 
 
 FAULTS = {

@@ -181,6 +181,126 @@ void lc_machine_is(const struct lc_machine *other);
 /* Which system this is, as struct lc_machine names it. */
 const char *lc_system(void);
 
+/* -- the data plane: docs/internals/plane.md -------------------------------------------------- */
+
+struct lc_plane;
+
+/* What a completion tells: how a relay ended, or something else. */
+enum {
+    LC_END_EOF = 1,     /* both sides have ended */
+    LC_END_RESET,
+    LC_END_IDLE,
+    LC_END_TOTAL,
+    LC_END_LIMIT,       /* both descriptors are given back */
+    LC_END_KILLED,
+    LC_END_ERROR,
+    LC_END_CONNECT,     /* the upstream was not reached: the client is given back */
+    LC_ASKED,           /* a listener's policy left a connection to the user: lc_plane_answer */
+    LC_DRAINED
+};
+
+/* The descriptors are non-blocking. */
+struct lc_pair {
+    int client;
+    int upstream;       /* -1: connects to `to`, from a socket opened as `open` says */
+    int64_t limit_up;   /* bytes; negative: none */
+    int64_t limit_down;
+    int64_t idle;       /* milliseconds; negative: none */
+    int64_t total;
+    int64_t timeout;    /* of the connect */
+    const uint8_t *prefix;  /* copied */
+    size_t prefix_size;
+    const struct lc_open *open;
+    const struct lc_addr *to;
+    uint64_t trail;     /* of lc_trail_add, removed at the end; 0: none */
+    uint64_t id;        /* answered */
+};
+
+struct lc_done {
+    uint64_t id;
+    int what;
+    int err;            /* errno, 0 */
+    int side;           /* where the reset or the error came from: 1 client, 2 upstream, 0 neither */
+    int client;         /* given back (LC_ASKED: to look at), else -1 */
+    int upstream;
+    int listener;       /* that brought the connection, else -1 */
+    int engine;         /* that told the original destination, else -1 */
+    uint64_t up;
+    uint64_t down;
+    double seconds;
+    struct lc_addr peer;        /* LC_ASKED */
+    struct lc_addr original;
+};
+
+struct lc_totals {
+    uint64_t accepted, relayed, asked, denied, looped, failed, ended, up, down;
+    uint64_t live;
+};
+
+/* What is done with a connection. */
+enum { LC_RELAY = 1, LC_SPOOF, LC_DENY, LC_ASK, LC_HAND_OVER };
+
+/* A row of a policy: the first that matches the original destination counts. */
+struct lc_rule {
+    uint8_t family;     /* 0: both */
+    uint8_t bits;       /* of `ip` that must be the same */
+    uint8_t action;
+    uint8_t unused;
+    uint16_t low, high; /* ports */
+    uint8_t ip[16];
+};
+
+struct lc_listen {
+    int engine;         /* that tells original destinations; -1: found out */
+    int spoofer;        /* that grants the client's address; -1: none, LC_SPOOF fails */
+    unsigned flags;     /* of the outgoing sockets: LC_REUSEADDR, LC_TRANSPARENT_PORT */
+    int has_mark;
+    uint32_t mark;
+    int report;         /* 1: an end is told by a completion */
+    int64_t idle, total, timeout;
+};
+
+struct lc_answer {
+    uint64_t id;
+    int action;         /* LC_HAND_OVER: `client` of the completion is the caller's from now on */
+    struct lc_addr to;  /* family 0: the original destination */
+};
+
+int lc_plane_open(struct lc_plane **out);
+/* Ends the thread and every relay; what was to be given back and was not fetched is closed. */
+void lc_plane_free(struct lc_plane *plane);
+/* Readable while there are completions. */
+int lc_plane_fd(struct lc_plane *plane);
+/* Hands `n` pairs over, all or none, and tells their ids. */
+int lc_plane_submit(struct lc_plane *plane, struct lc_pair *pairs, int n);
+int lc_plane_reap(struct lc_plane *plane, struct lc_done *out, int max);
+int lc_plane_kill(struct lc_plane *plane, uint64_t id);
+/* Bytes up and down so far. -ESRCH: ended, and fetched. */
+int lc_plane_counts(struct lc_plane *plane, uint64_t id, uint64_t *up, uint64_t *down);
+int lc_plane_totals(struct lc_plane *plane, struct lc_totals *out);
+/* 1: the plane owns `fd`; its relay's id. */
+int lc_plane_find(struct lc_plane *plane, int fd, uint64_t *id);
+int lc_plane_drain(struct lc_plane *plane);
+int lc_plane_stop(struct lc_plane *plane);
+/* Takes connections from `fd`, which becomes the plane's. Answers the listener's number. */
+int lc_plane_listen(struct lc_plane *plane, int fd, const struct lc_listen *how,
+                    const struct lc_rule *rules, int n);
+int lc_plane_policy(struct lc_plane *plane, int listener, const struct lc_rule *rules, int n);
+int lc_plane_unlisten(struct lc_plane *plane, int listener);
+int lc_plane_answer(struct lc_plane *plane, const struct lc_answer *answers, int n);
+
+/* The loop guard. A connection that this process makes under the machine's own name, noted right
+ * after connect(2) began; and whether one that arrives is such a one. */
+int lc_trail_add(int fd, const struct lc_addr *to, uint64_t *trail);
+int lc_trail_remove(uint64_t trail);
+int lc_own_connection(const struct lc_addr *peer, const struct lc_addr *original);
+
+/* For tests: the call fails with `err` (LC_FAULT_SIZE: answers it), `times` times after `skip`
+ * good ones. */
+enum { LC_FAULT_PIPE, LC_FAULT_RESIZE, LC_FAULT_SIZE, LC_FAULT_SPLICE_IN, LC_FAULT_SPLICE_OUT,
+       LC_FAULTS };
+int lc_plane_fault(int call, int err, int skip, int times);
+
 /* cdef end */
 
 #endif

@@ -31,8 +31,11 @@ from .datagram import Datagram
 from .engines import Engine, engines
 from .errors import CommError, NotIntercepted
 from .intercept import Interception, original_destination
+from .intercept_relay import InterceptRelay, Question
+from .plane import Plane
+from .policy import Rule
 from .privileges import Requirement, drop_privileges, preflight, prepare
-from .relay import Relay, RelayResult
+from .relayed import Relay, RelayResult, Totals
 from .sockets import Accepted
 from .spoof import Spoof
 
@@ -72,6 +75,8 @@ comm_cancel_event = default_reactor.comm_cancel_event
 comm_select = default_reactor.comm_select
 call_soon_threadsafe = default_reactor.call_soon_threadsafe
 relay = default_reactor.relay
+connect_relay = default_reactor.connect_relay
+intercept_relay = default_reactor.intercept_relay
 run = default_reactor.run
 stop = default_reactor.stop
 
@@ -102,13 +107,18 @@ __all__ = [
     "CommError",
     "Datagram",
     "Engine",
+    "InterceptRelay",
     "Interception",
     "NotIntercepted",
+    "Plane",
+    "Question",
     "Reactor",
     "Relay",
     "RelayResult",
     "Requirement",
+    "Rule",
     "Spoof",
+    "Totals",
     "call_soon_threadsafe",
     "comm_accept",
     "comm_add_close_handler",
@@ -144,9 +154,11 @@ __all__ = [
     "comm_udp_reply",
     "comm_udp_sendto",
     "comm_write",
+    "connect_relay",
     "default_reactor",
     "drop_privileges",
     "engines",
+    "intercept_relay",
     "original_destination",
     "preflight",
     "prepare",

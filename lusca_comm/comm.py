@@ -10,12 +10,13 @@ goes there in the client's name, :mod:`~lusca_comm.connect` connects it,
 from __future__ import annotations
 
 from .datagram import Datagrams
+from .intercept_relay import InterceptRelays
 from .options import Options
 
 __all__ = ["Reactor", "default_reactor"]
 
 
-class Reactor(Datagrams, Options):
+class Reactor(Datagrams, InterceptRelays, Options):
     """A loop with every ``comm_`` call. The functions of :mod:`lusca_comm` are those of
     ``default_reactor``."""
 

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import weakref
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from . import engines
 from ._shim import ffi, lib
@@ -51,25 +51,19 @@ def remember_listener(sock: socket.socket) -> None:
     _listeners.setdefault(port, {})[weakref.ref(sock, forget)] = address
 
 
-# Connections that this process makes under the machine's own name, by both ends. Where the
-# machine's own traffic is intercepted and the proxy is not exempt, they come back as new ones.
-Ends: TypeAlias = tuple[Address, Address]
-_outgoing: set[Ends] = set()
+# Connections that this process makes under the machine's own name are noted in csrc/plane_guard.c.
+# Where the machine's own traffic is intercepted and the proxy is not exempt, they come back as new
+# ones.
+def remember_outgoing(fd: int, to: Any) -> int | None:
+    """What to give to :func:`forget_outgoing`."""
+    return _trail[0] if lib.lc_trail_add(fd, to, _trail) == 0 else None
 
 
-def remember_outgoing(fd: int, to: Any) -> Ends | None:
-    local = ffi.new("struct lc_addr *")
-    if lib.lc_local(fd, local) < 0:
-        return None
-    here, there = from_shim(local), from_shim(to)
-    if here is None or there is None:
-        return None
-    _outgoing.add((here, there))
-    return here, there
+def forget_outgoing(trail: int) -> None:
+    lib.lc_trail_remove(trail)
 
 
-def forget_outgoing(ends: Ends) -> None:
-    _outgoing.discard(ends)
+_trail = ffi.new("uint64_t *")
 
 
 def _is_listener(addr: Any) -> bool:
@@ -174,7 +168,7 @@ def original_destination(sock: Any, *, engine: str | None = None) -> Interceptio
             f"{spell(from_shim(origin.peer))} -> {spell(address)} was not intercepted: that is a "
             "listener of this process, and going there would be a loop",
         )
-    if _outgoing and (from_shim(origin.peer), address) in _outgoing:
+    if lib.lc_own_connection(ffi.addressof(origin, "peer"), ffi.addressof(origin, "original")):
         raise NotIntercepted(
             errno.ELOOP,
             f"this process's own connection to {spell(address)} was intercepted: exempt the proxy "

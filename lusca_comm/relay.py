@@ -1,267 +1,86 @@
-"""Relaying between two connections until both have ended.
+"""Relaying between two connections until both have ended, from a reactor.
 
-Half-closes are passed on, a reset is passed on as a reset, and a side that does not read stops the
-other from being read.
+The bytes move in a data plane (:mod:`lusca_comm.plane`); here are the hand-over, the descriptor
+table's part, and the way back. Half-closes are passed on, a reset is passed on as a reset, and a
+side that does not read stops the other from being read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import time
+import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from ._shim import lib
+from ._shim import ffi
+from .address import Address
 from .buffered import Buffered
 from .constants import COMM_ERR_CLOSING, COMM_SELECT_READ, COMM_SELECT_WRITE
 from .errors import CommError
-from .fdtable import Entry
-from .reactor.timers import Timer, seconds_of
+from .fdtable import Entry, Handler
+from .plane import (
+    Plane,
+    check_arguments,
+    check_plain,
+    connect_request,
+    fill_pair,
+    milliseconds,
+)
+from .relayed import Relay, RelayResult
 from .sockets import socket_of
 
 __all__ = ["Relay", "RelayResult", "Relays"]
 
-_CHUNK = 65160  # a multiple of the usual MSS: clearly better than a power of two
-_ROUNDS = 16  # reads of one direction before others get their turn
-_RESET = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
+_BATCH = 64  # pairs handed over in one call
 
 
-class RelayResult(NamedTuple):
-    """How a relay ended."""
+class _Held(weakref.ref[socket.socket]):
+    """A socket object that somebody keeps although its descriptor is the plane's."""
 
-    up: int
-    """Bytes delivered to the upstream, the prefix included."""
-    down: int
-    """Bytes delivered to the client."""
-    seconds: float
-    end: str
-    """"eof" both sides have ended, "reset", "idle", "total", "limit", "killed" or "error"."""
-    errno: int
-    """Of a reset or an error, else 0."""
-    side: str
-    """"client" or "upstream": where the reset or the error came from, else ""."""
-    client: Any
-    """The socket, where it is given back (end "limit"); else None, and it is closed."""
-    upstream: Any
-    data: Any
+    __slots__ = ("fd", "key", "relay", "relayed")
+
+    fd: int
+    key: int
+    relay: Relay
+    relayed: dict[int, _Held]
 
 
-class _Direction:
-    """One way through the relay: what was read and not yet written, and how much may still go."""
-
-    __slots__ = ("count", "dst", "ended", "left", "limit", "relay", "side", "src")
-
-    def __init__(self, relay: Relay, src: Entry, dst: Entry, side: str, limit: int | None) -> None:
-        self.relay = relay
-        self.src = src
-        self.dst = dst
-        self.side = side  # of src
-        self.limit = limit
-        self.left = memoryview(b"")
-        self.count = 0
-        self.ended = False
-
-    @property
-    def full(self) -> bool:
-        return self.limit is not None and self.count >= self.limit
-
-    def pump(self, _sock: Any = None, _data: Any = None) -> None:
-        """Moves bytes until one side would block, the source ends, or others shall have a turn."""
-        loop = self.relay._loop
-        for _ in range(_ROUNDS):
-            if self.left and not self._write():
-                return
-            if self.full:
-                self._end()
-                self.relay._limit_reached()
-                return
-            if not self._read():
-                return
-        if self.left:
-            loop._arm(self.dst, COMM_SELECT_WRITE, self.pump)
-        else:
-            loop._arm(self.src, COMM_SELECT_READ, self.pump)
-
-    def _read(self) -> bool:
-        """Whether something came; else the direction waits, or has ended."""
-        relay, loop = self.relay, self.relay._loop
-        size = _CHUNK if self.limit is None else min(_CHUNK, self.limit - self.count)
-        loop.system_calls["read"] += 1
-        try:
-            data = self.src.sock.recv(size)
-        except (BlockingIOError, InterruptedError):
-            loop._arm(self.src, COMM_SELECT_READ, self.pump)
-            return False
-        except OSError as why:
-            relay._broke(why.errno or errno.EIO, self.side)
-            return False
-        relay._alive()
-        if data:
-            self.src.bytes_in += len(data)
-            self.left = memoryview(data)
-            return True
-        with contextlib.suppress(OSError):
-            self.dst.sock.shutdown(socket.SHUT_WR)
-        self._end()
-        relay._direction_ended()
-        return False
-
-    def _write(self) -> bool:
-        """Whether all is written and reading goes on; else the direction waits, or has ended."""
-        relay, loop = self.relay, self.relay._loop
-        loop.system_calls["write"] += 1
-        try:
-            sent = self.dst.sock.send(self.left)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError as why:
-            relay._broke(why.errno or errno.EIO, "upstream" if self.side == "client" else "client")
-            return False
-        if sent:
-            relay._alive()
-        self.count += sent
-        self.dst.bytes_out += sent
-        self.left = self.left[sent:]
-        if self.left:
-            loop._arm(self.dst, COMM_SELECT_WRITE, self.pump)
-            return False
-        if relay.stopping:
-            relay._limit_reached()
-            return False
-        return True
-
-    def _end(self) -> None:
-        """Nothing more is read, but a reset is still to be heard of."""
-        self.ended = True
-        self.src.hangup_handler = self._hung_up
-        self.relay._loop._touch(self.src)
-
-    def _hung_up(self) -> None:
-        code = lib.lc_error(self.src.fd)
-        if code:
-            self.relay._broke(abs(code), self.side)
+def _forget(ref: Any) -> None:
+    if ref.relayed.get(ref.key) is ref:
+        del ref.relayed[ref.key]
 
 
-class Relay:
-    """A relay under way."""
+class _Waiting:
+    """A relay whose sockets have still something queued by comm_write."""
 
-    def __init__(
-        self,
-        loop: Relays,
-        client: Entry,
-        upstream: Entry,
-        on_done: Callable[[RelayResult], object],
-        prefix: bytes,
-        limits: tuple[int | None, int | None],
-        times: tuple[float | None, float | None],
-        data: Any,
-    ) -> None:
-        self._loop = loop
-        self._client = client
-        self._upstream = upstream
-        self._on_done = on_done
-        self._data = data
-        self._up = _Direction(self, client, upstream, "client", limits[0])
-        self._down = _Direction(self, upstream, client, "upstream", limits[1])
-        self._up.left = memoryview(prefix)
-        self._limited = [d for d in (self._up, self._down) if d.limit is not None]
-        self._began = time.monotonic()
-        self._idle, total = times
-        self._idle_timer: Timer | None = None
-        self._total_timer: Timer | None = None
-        if self._idle is not None:
-            due = self._began + self._idle
-            self._idle_timer = loop.timers.schedule(due, self._end, "idle")
-        if total is not None:
-            self._total_timer = loop.timers.schedule(self._began + total, self._end, "total")
-        self.ended = False
-        self.stopping = False  # at the limit
+    __slots__ = ("args", "began", "timer")
 
-    @property
-    def up(self) -> int:
-        """Bytes delivered to the upstream so far."""
-        return self._up.count
-
-    @property
-    def down(self) -> int:
-        """Bytes delivered to the client so far."""
-        return self._down.count
-
-    def kill(self) -> None:
-        """Ends the relay now, with a reset to both sides. Idempotent."""
-        self._loop._check_thread()
-        self._end("killed")
-
-    def _start(self) -> None:
-        if not self.ended:
-            self._up.pump()
-        if not self.ended:
-            self._down.pump()
-
-    def _alive(self) -> None:
-        if self._idle_timer is not None and self._idle is not None:
-            self._loop.timers.move(self._idle_timer, time.monotonic() + self._idle)
-
-    def _direction_ended(self) -> None:
-        if self._up.ended and self._down.ended:
-            # One that has reached its limit has not come to its end: its sender may go on.
-            self._end("limit" if self._up.full or self._down.full else "eof")
-
-    def _limit_reached(self) -> None:
-        """The end, once what the other direction has read is delivered: the sockets that are given
-        back owe nothing."""
-        if all(d.ended for d in self._limited):
-            self.stopping = True
-            if self._up.left or self._down.left:
-                self._loop._arm(self._client, COMM_SELECT_READ, None)
-                self._loop._arm(self._upstream, COMM_SELECT_READ, None)
-            else:
-                self._end("limit")
-
-    def _broke(self, code: int, side: str) -> None:
-        self._end("reset" if code in _RESET else "error", code, side)
-
-    def _end(self, end: str, code: int = 0, side: str = "") -> None:
-        if self.ended:
-            return
-        self.ended = True
-        loop = self._loop
-        for timer in (self._idle_timer, self._total_timer):
-            if timer is not None:
-                loop.timers.cancel(timer)
-        given_back = end == "limit"
-        both = (self._client, self._upstream)
-        for entry in both:
-            entry.pending.pop("relay", None)
-            entry.hangup_handler = None
-        for entry in both:
-            if given_back:
-                loop._arm(entry, COMM_SELECT_READ | COMM_SELECT_WRITE, None)
-            elif end == "eof":
-                # Both ends of the stream went out when they came in: a dup or a forked child that
-                # holds the file does not hold them back.
-                loop._close_entry(entry)
-            else:
-                # A half-finished stream must not look like a whole one.
-                loop._abort_entry(entry)
-        result = RelayResult(
-            self.up,
-            self.down,
-            time.monotonic() - self._began,
-            end,
-            code,
-            side,
-            self._client.sock if given_back else None,
-            self._upstream.sock if given_back else None,
-            self._data,
-        )
-        loop._ready.append((self._on_done, (result,)))
+    def __init__(self, args: tuple[Any, ...], began: float) -> None:
+        self.args = args
+        self.began = began
+        self.timer: Any = None
 
 
 class Relays(Buffered):
     """A loop that relays."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._relayed: dict[int, _Held] = {}  # by id(socket)
+        self._new_planes()
+
+    def _new_planes(self) -> None:
+        self.plane = Plane()
+        self._plane_fd = -1
+        self._pairs: Any = None
+        self._batch: list[Relay] = []
+        self._batch_holds: list[Any] = []  # what the pairs point to
+
+    # -- the user's calls ----------------------------------------------------------------------
 
     def relay(
         self,
@@ -279,9 +98,10 @@ class Relays(Buffered):
         """Relays between two connected sockets and calls ``on_done(RelayResult)`` at the end.
 
         Both sockets are taken over: their select slots and deadlines are cancelled, what is still
-        queued by comm_write goes out first. At the end they are closed and their close handlers
-        run, unless a limit ended the relay: then they are given back, open, with every byte beyond
-        the limit still unread in them.
+        queued by comm_write goes out first. Then the socket objects have no descriptor any more
+        (``fileno()`` is -1): it is the data plane's. At the end they are closed and their close
+        handlers run, unless a limit ended the relay: then they are given back, open, with every
+        byte beyond the limit still unread in them.
 
         :param prefix: bytes for the upstream before anything from the client; they count as up.
         :param limit_up: bytes to deliver upstream at most. The relay ends once every direction
@@ -291,48 +111,278 @@ class Relays(Buffered):
         :param total: seconds in all.
         :raises CommError: EBADF, EINVAL (a negative limit), EBUSY (relayed already).
         """
-        if not callable(on_done):
-            raise TypeError(f"on_done {on_done!r} is not callable")
-        for limit in (limit_up, limit_down):
-            if limit is not None and limit < 0:
-                raise CommError(errno.EINVAL, "limits are not negative")
-        for seconds in (idle, total):
-            if seconds is not None and seconds_of(seconds, "idle or total") < 0:
-                raise CommError(errno.EINVAL, "times are not negative")
-        first = memoryview(prefix).tobytes()
-        if limit_up is not None and len(first) > limit_up:
-            raise CommError(errno.EINVAL, "the prefix is longer than limit_up")
-        one, two = self._entry(client), self._entry(upstream)
+        limits, times = (limit_up, limit_down), (idle, total)
+        first = check_arguments(on_done, prefix, limits, times)
+        one, two = self._relayable(client), self._relayable(upstream)
         if one is two:
             raise CommError(errno.EINVAL, "client and upstream are the same socket")
-        for entry in (one, two):
-            self._refuse_while(entry, "connect", "relay", "lingering close")
-            self._own_socket(entry)
-        for entry in (one, two):
-            self._take_over(entry)
-        relay = Relay(self, one, two, on_done, first, (limit_up, limit_down), (idle, total), data)
-        for entry in (one, two):
-            entry.pending["relay"] = lambda _status: relay._end("killed")
-        self._ready.append((self._when_flushed, ((one, two), relay._start)))
+        relay = Relay(self, on_done, data)
+        self._take_over(relay, (one, two), first, limits, times)
         return relay
 
-    def _own_socket(self, entry: Entry) -> None:
-        """A relay owns its sockets; a plain fd becomes the socket object that it always could have
-        been."""
-        if entry.identity is not None:
-            self.table.own(entry, socket_of(entry.fd))
-        if not isinstance(entry.sock, socket.socket):
-            raise TypeError(f"{entry.sock!r} belongs to another library: a relay takes sockets")
-        if entry.sock.type != socket.SOCK_STREAM:
-            raise CommError(errno.EPROTOTYPE, f"descriptor {entry.fd} is no stream")
+    def connect_relay(
+        self,
+        client: Any,
+        address: Address,
+        on_done: Callable[[RelayResult], object],
+        *,
+        source: Address | None = None,
+        flags: int = 0,
+        mark: int | None = None,
+        timeout: float | None = None,
+        prefix: bytes = b"",
+        limit_up: int | None = None,
+        limit_down: int | None = None,
+        idle: float | None = None,
+        total: float | None = None,
+        data: Any = None,
+    ) -> Relay:
+        """Connects to `address` in the data plane and relays `client` there, as :meth:`relay`
+        does. Where the upstream is not reached, ``result.end`` is "connect", ``result.errno`` says
+        why, and ``result.client`` is the client, open.
 
-    def _take_over(self, entry: Entry) -> None:
-        self._unblock(entry)
-        self._clear_deadline(entry)
-        entry.deferred = False
-        read = entry.pending.pop("read", None)
-        if read is not None:
-            self._ready.append((read, (COMM_ERR_CLOSING,)))
-        self._arm(entry, COMM_SELECT_READ, None)
-        if not entry.write_queue:
-            self._arm(entry, COMM_SELECT_WRITE, None)
+        :param source: the address to connect from, with COMM_TPROXY_REM in `flags` a foreign one
+            (:meth:`comm_open`); None: the machine's.
+        :param flags: of the outgoing socket: COMM_TPROXY_REM, COMM_TRANSPARENT_PORT,
+            COMM_REUSEADDR.
+        :param mark: SO_MARK of the outgoing socket.
+        :param timeout: seconds to connect in (ETIMEDOUT).
+        """
+        limits, times = (limit_up, limit_down), (idle, total)
+        first = check_arguments(on_done, prefix, limits, (*times, timeout))
+        request, there = connect_request(source, address, flags, mark)
+        entry = self._relayable(client)
+        relay = Relay(self, on_done, data)
+        connect = (request, there, milliseconds(timeout))
+        self._take_over(relay, (entry,), first, limits, times, connect)
+        return relay
+
+    def _relayable(self, thing: Any) -> Entry:
+        entry = self._entry(thing)
+        self._refuse_while(entry, "connect", "relay", "lingering close")
+        if entry.identity is not None:  # a plain fd becomes the socket it always could have been
+            self.table.own(entry, socket_of(entry.fd))
+        check_plain(entry.sock)
+        return entry
+
+    def _entry(self, thing: Any) -> Entry:
+        if self._relayed or isinstance(thing, int):
+            self._check_thread()
+            if self._held_by(thing) is not None:
+                raise CommError(errno.EBUSY, f"{thing!r} is in the middle of a relay")
+        return super()._entry(thing)
+
+    def comm_add_close_handler(self, sock: Any, handler: Handler, data: Any = None) -> None:
+        relay = None if isinstance(sock, int) else self._held_by(sock)
+        if relay is None:
+            super().comm_add_close_handler(sock, handler, data)
+            return
+        kept: tuple[Entry, ...] = relay._kept or ()
+        entry = next((e for e in kept if e.sock is sock), None)
+        if entry is None:
+            entry = Entry(sock, self._relayed[id(sock)].fd, self._polled, 0, "")
+            relay._kept = (*kept, entry)
+        entry.close_handlers.append((handler, data))
+
+    def _held_by(self, thing: Any) -> Relay | None:
+        """The relay that owns the descriptor that `thing` once had, or is."""
+        if isinstance(thing, int):
+            if thing in self.table.entries or not 0 <= thing < 1 << 31 or thing is True:
+                return None
+            self._hand_over()
+            return self.plane.find(thing)
+        held = self._relayed.get(id(thing))
+        if held is None or held() is not thing or held.relay.ended:
+            return None
+        return held.relay
+
+    def _closing_entry(self, thing: Any) -> Entry | None:
+        """Closing a socket that is relayed ends the relay."""
+        if self._relayed or isinstance(thing, int):
+            self._check_thread()
+            relay = self._held_by(thing)
+            if relay is not None:
+                relay.kill()
+                return None
+        return super()._closing_entry(thing)
+
+    # -- hand-over -----------------------------------------------------------------------------
+
+    def _take_over(self, relay: Relay, entries: tuple[Entry, ...], *args: Any) -> None:
+        for entry in entries:
+            self._unblock(entry)
+            self._clear_deadline(entry)
+            entry.deferred = False
+            read = entry.pending.pop("read", None)
+            if read is not None:
+                self._ready.append((read, (COMM_ERR_CLOSING,)))
+            self._arm(entry, COMM_SELECT_READ, None)
+            if not entry.write_queue:
+                self._arm(entry, COMM_SELECT_WRITE, None)
+        if not any(entry.write_queue for entry in entries):
+            self._enlist(relay, entries, *args)
+            return
+        # The end of what is queued, or of its sockets, or of the relay's time comes first.
+        waiting = _Waiting(args, time.monotonic())
+        relay._kept = (entries, waiting)
+        for entry in entries:
+            entry.pending["relay"] = lambda _status: self._abandon(relay, "killed")
+        idle, total = args[2]
+        times = [
+            (seconds, end)
+            for seconds, end in ((idle, "idle"), (total, "total"))
+            if seconds is not None
+        ]
+        if times:
+            seconds, end = min(times)
+            waiting.timer = self.timers.schedule(waiting.began + seconds, self._abandon, relay, end)
+        self._when_flushed(entries, lambda: self._flushed(relay))
+
+    def _flushed(self, relay: Relay) -> None:
+        if relay._result is not None:
+            return
+        entries, waiting = relay._kept
+        relay._kept = None
+        if waiting.timer is not None:
+            self.timers.cancel(waiting.timer)
+        for entry in entries:
+            entry.pending.pop("relay", None)
+        prefix, limits, (idle, total), *more = waiting.args
+        if total is not None:
+            total = max(0.0, total - (time.monotonic() - waiting.began))
+        self._enlist(relay, entries, prefix, limits, (idle, total), *more)
+
+    def _abandon(self, relay: Relay, end: str) -> None:
+        """The end of a relay that has not begun."""
+        if relay._result is not None:
+            return
+        entries, waiting = relay._kept
+        relay._kept = None
+        if waiting.timer is not None:
+            self.timers.cancel(waiting.timer)
+        seconds = time.monotonic() - waiting.began
+        relay._result = RelayResult(0, 0, seconds, end, 0, "", None, None, relay._data)
+        for entry in entries:
+            entry.pending.pop("relay", None)
+            self._abort_entry(entry)
+        self._ready.append((relay._on_done, (relay._result,)))
+
+    def _enlist(
+        self,
+        relay: Relay,
+        entries: tuple[Entry, ...],
+        prefix: bytes,
+        limits: tuple[int | None, int | None],
+        times: tuple[float | None, float | None],
+        connect: Any = None,
+    ) -> None:
+        if self._pairs is None:
+            self._pairs = ffi.new("struct lc_pair[]", _BATCH)
+        pair = self._pairs[len(self._batch)]
+        pair.trail = 0
+        pair.upstream = -1
+        if limits != (None, None) or any(e.close_handlers or e.pending for e in entries):
+            relay._kept = entries
+        for entry in entries:
+            if entry.outgoing is not None:
+                pair.trail, entry.outgoing = entry.outgoing, None
+            self._leave_table(entry, relay)
+        pair.client = entries[0].fd
+        if connect is not None:
+            pair.open, pair.to, pair.timeout = connect
+        else:
+            pair.upstream = entries[1].fd
+        held = fill_pair(pair, prefix, limits, times)
+        if held is not None or connect is not None:
+            self._batch_holds.append((held, connect))
+        self._batch.append(relay)
+        if len(self._batch) == 1:
+            self._ready.append((self._hand_over, ()))
+        elif len(self._batch) == _BATCH:
+            self._hand_over()
+
+    def _leave_table(self, entry: Entry, relay: Relay) -> None:
+        self._forget(entry)
+        self._release(entry)
+        self.table.remove(entry)
+        sock = entry.sock
+        held = _Held(sock, _forget)
+        held.fd, held.key, held.relay, held.relayed = entry.fd, id(sock), relay, self._relayed
+        self._relayed[held.key] = held
+        sock.detach()
+
+    def _hand_over(self) -> None:
+        """The batch, in one call."""
+        if not self._batch:
+            return
+        batch, self._batch = self._batch, []
+        try:
+            self._watch_plane()
+            self.plane.submit(self._pairs, batch)
+        except CommError as why:
+            for i, relay in enumerate(batch):
+                self._refused(relay, self._pairs[i], why.errno or errno.EIO)
+        self._batch_holds.clear()
+
+    def _refused(self, relay: Relay, pair: Any, code: int) -> None:
+        """No thread or no memory for it."""
+        for fd in (pair.client, pair.upstream):
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        relay._result = RelayResult(0, 0, 0.0, "error", code, "", None, None, relay._data)
+        self._ended(relay)
+        self._ready.append((relay._on_done, (relay._result,)))
+
+    # -- the way back --------------------------------------------------------------------------
+
+    def _watch_plane(self) -> None:
+        if self._plane_fd < 0:
+            self._plane_fd = self.plane.fileno()
+            self._watch(self._plane_fd, self._completions)
+
+    def _completions(self) -> None:
+        for fn, args in self.plane.fetch():
+            self._guarded(fn, *args)
+        if self._held:
+            self._let_go()
+
+    def _kill(self, relay: Relay) -> None:
+        self._check_thread()
+        if relay._plane is None and relay in self._batch:
+            self._hand_over()
+        if relay._plane is not None:
+            relay._plane.kill_id(relay._id)
+        elif relay._result is None:
+            self._abandon(relay, "killed")
+
+    def _given_back(self, relay: Relay, fds: tuple[int, int]) -> tuple[Any, Any]:
+        kept = {entry.fd: entry for entry in relay._kept or ()}
+        one, two = (self._return(kept.pop(fd, None), fd) if fd >= 0 else None for fd in fds)
+        relay._kept = tuple(kept.values())
+        return one, two
+
+    def _return(self, entry: Entry | None, fd: int) -> socket.socket:
+        """The very object that was handed over, where it was kept."""
+        if entry is None:
+            sock = socket_of(fd)
+        else:
+            sock = entry.sock
+            sock.__init__(sock.family, sock.type, sock.proto, fd)
+            sock.settimeout(0)
+        fresh = self.table.add(sock, fd, self._polled)
+        if entry is not None:
+            fresh.flags, fresh.note, fresh.request = entry.flags, entry.note, entry.request
+            fresh.close_handlers, fresh.pending = entry.close_handlers, entry.pending
+        return sock
+
+    def _ended(self, relay: Relay) -> None:
+        kept, relay._kept = relay._kept, None
+        for entry in kept or ():
+            self._answer_pending(entry)
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        # The plane is the parent's, and so are the relays.
+        self._relayed.clear()
+        self._new_planes()

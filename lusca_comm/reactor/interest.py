@@ -35,6 +35,7 @@ class Interest(Outside):
         self._poller: Poller | None = None
         self._rebuild = False  # the poller may know descriptors that the table does not
         self._dirty: list[Entry] = []
+        self._watched: dict[int, Callable[[], object]] = {}  # descriptors of no entry
         self._gone: set[int] = set()  # closed since the last poll: their events may be in the batch
 
     def _touch(self, entry: Entry) -> None:
@@ -84,9 +85,15 @@ class Interest(Outside):
             if self._waker is None:
                 self._waker = Waker(os.pipe())
             poller = self._make_poller()
-            poller.set(self._waker.reader, 0, READ)
+            for fd in (self._waker.reader, *self._watched):
+                poller.set(fd, 0, READ)
             self._poller = poller
         return self._poller
+
+    def _watch(self, fd: int, callback: Callable[[], object]) -> None:
+        """Has ``callback()`` called in every turn in which `fd` is readable."""
+        self._open_poller().set(fd, 0, READ)
+        self._watched[fd] = callback
 
     def _renew_poller(self) -> None:
         """The next turn opens a poller that knows the living entries only."""
@@ -101,6 +108,7 @@ class Interest(Outside):
     def _after_fork(self) -> None:
         """A poller of its own for the child. The parent's epoll is the same open file in both, so
         it must not be changed from here; closing the number does not touch it."""
+        self._watched.clear()
         self._renew_poller()
         for entry in self.table:
             if entry.flows is not None:

@@ -215,6 +215,9 @@ class Loop(Interest):
             if entry is None:
                 if self._waker is not None and fd == self._waker.reader:
                     self._waker.drain()
+                elif fd in self._watched:
+                    self._watched[fd]()
+                    done = True
                 elif fd not in self._gone:
                     # Registered by a descriptor that was closed while a dup or a child holds the
                     # file.

@@ -1,0 +1,227 @@
+/* The inside of a plane: docs/internals/plane.md. Nothing of Python.
+ *
+ * Who touches what. Under `lock`: the free list, the slab's growth, commands, the completion list,
+ * and a relay from the free list to its command and from its completion to the free list. In
+ * between a relay belongs to the thread alone, but for its atomics and the state ASKED, which
+ * changes under `lock` only.
+ */
+#ifndef LC_PLANE_H
+#define LC_PLANE_H
+
+#include "engine.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+enum {
+    LC_CHUNK = 512,             /* relays the slab grows by */
+    LC_CHUNKS = 8192,
+    LC_COPY = 65160,            /* bytes of a copy: a multiple of the usual MSS */
+    LC_BIG = 16384,             /* two reads of this many bytes make a flow a bulk flow */
+    LC_BUDGET = 1 << 20,        /* bytes of one relay's turn */
+    LC_EVENTS = 256,
+    LC_LISTENERS = 64
+};
+
+#define LC_NONE UINT32_MAX      /* no slot, no time-out */
+
+enum { FREE, NEW, ASKED, CONNECTING, RELAYING, ENDED };
+
+/* What is known of a side, and of the direction that reads from it. */
+enum {
+    READABLE = 1,
+    WRITABLE = 2,
+    HUNG = 4,           /* RDHUP: the peer's end is in the receive queue, behind the last byte */
+    EXACT = 8,          /* a short read does not mean that the queue is empty */
+    FINISHED = 16,      /* this direction: its end was passed on, or its limit reached */
+    NO_SPLICE = 32,
+    BROKEN = 64         /* an error is to be fetched */
+};
+
+/* What one direction has read and not written yet: bytes, or a pipe. */
+struct hold {
+    int pipe[2];        /* -1: bytes */
+    size_t size, done;
+    uint8_t bytes[];
+};
+
+/* What a connect or a question needs, and a relay does not. */
+struct job {
+    struct lc_open open;
+    struct lc_addr to;
+    struct lc_addr peer;
+    int engine;
+    uint32_t timeout;
+    int action;
+};
+
+struct relay {
+    atomic_int fd[2];           /* client, upstream */
+    _Atomic uint32_t generation;
+    uint32_t slot;
+    uint32_t next, prev;        /* in the ready line; `next` also in the other lists */
+    uint32_t place;             /* among the deadlines, from 1; 0: none */
+    int32_t listener;           /* -1: none */
+    int32_t err;
+    uint32_t idle, total;       /* milliseconds */
+    _Atomic uint8_t state;
+    uint8_t ready;              /* in the line */
+    uint8_t what;               /* LC_END_... */
+    uint8_t blame;              /* lc_done.side */
+    uint8_t limited;            /* every limit is reached: what is held goes out, then the end */
+    uint8_t silent;             /* nobody wants the completion */
+    uint8_t side[2];
+    uint8_t big[2];             /* direction: big reads in a row */
+    uint64_t began;             /* nanoseconds; once it has ended: how long it took */
+    uint64_t last;              /* milliseconds: the last byte */
+    _Atomic uint64_t count[2];  /* up, down */
+    uint64_t limit[2];
+    struct hold *hold[2];
+    struct job *job;
+    uint64_t trail;             /* both ends of the upstream, hashed, for the loop guard; 0: none */
+};
+
+struct rules {
+    int n;
+    struct lc_rule row[];
+};
+
+struct listener {
+    int fd;                     /* -1: closed */
+    int held;                   /* out of descriptors */
+    int transparent;            /* it has IP_TRANSPARENT, and so have the sockets it accepts */
+    struct lc_addr at;
+    struct lc_listen how;
+    struct rules *rules;
+};
+
+struct command {
+    enum { DO_START, DO_KILL, DO_ANSWER, DO_LISTEN, DO_POLICY, DO_UNLISTEN, DO_DRAIN, DO_STOP } what;
+    uint32_t listener;
+    uint64_t id;
+    void *with;
+};
+
+struct deadline {
+    uint64_t due;               /* milliseconds */
+    uint32_t slot;
+};
+
+/* An event of the poller. */
+struct event {
+    uint64_t key;               /* generation << 32 | slot << 2 | side, or a key below */
+    unsigned what;              /* READABLE, WRITABLE, HUNG, EXACT, BROKEN */
+};
+enum { KEY_LISTENER = 2, KEY_WAKE = 3 };
+
+struct lc_plane {
+    pthread_mutex_t lock;
+    pthread_t thread;
+    unsigned forks;             /* of this process at the plane's birth: another number, no plane */
+    int joined;
+    int poll;
+    int wake[2];                /* to the thread; both the same where one descriptor does */
+    int notify[2];              /* to the user */
+
+    /* under the lock */
+    _Atomic(struct relay *) chunk[LC_CHUNKS];   /* read without the lock */
+    uint32_t slots, free;       /* slots made; head of the free list */
+    struct command *commands;
+    size_t n_commands, room;
+    uint32_t done, done_tail;
+    int tell_drained;
+    int closed;                 /* 1 draining: nothing new; 2 stopped: nothing at all */
+    int listeners;
+
+    /* the thread's */
+    uint64_t now_ns, now;       /* of the turn; milliseconds */
+    uint32_t ready, ready_tail, n_ready;
+    uint32_t ended, ended_tail; /* not told yet */
+    struct deadline *heap;
+    uint32_t n_heap, heap_room;
+    struct listener listener[LC_LISTENERS];
+    uint64_t resume;            /* when held listeners try again; 0: none is held */
+    int draining, stopping;
+    uint8_t *buffer;
+    struct event event[LC_EVENTS];
+    int pipe[2];                /* scratch; empty, always */
+    uint32_t pipe_size;
+    uint64_t no_pipe;           /* until then no pipe is asked for */
+
+    _Atomic uint64_t accepted, relayed, asked, denied, looped, failed, finished, up, down, live;
+};
+
+/* Single writer: no read-modify-write needed. */
+#define LC_ADD(counter, n) atomic_store_explicit(&(counter), \
+    atomic_load_explicit(&(counter), memory_order_relaxed) + (uint64_t)(n), memory_order_relaxed)
+#define LC_GET(counter) atomic_load_explicit(&(counter), memory_order_relaxed)
+
+/* plane.c */
+int lc_alive(const struct lc_plane *p);
+int lc_reserve(struct lc_plane *p, size_t n);                   /* under the lock */
+int lc_command(struct lc_plane *p, const struct command *c);    /* under the lock; copied */
+
+/* plane_slab.c */
+struct relay *lc_slot(struct lc_plane *p, uint32_t slot);
+struct relay *lc_by_id(struct lc_plane *p, uint64_t id);        /* NULL: it has ended */
+uint64_t lc_id(const struct relay *r);
+uint64_t lc_key(const struct relay *r, int side);               /* of the poller */
+struct relay *lc_take(struct lc_plane *p);                      /* under the lock */
+void lc_give(struct lc_plane *p, struct relay *r);              /* under the lock */
+
+/* plane_timers.c */
+int lc_timer_set(struct lc_plane *p, struct relay *r, uint64_t due);
+void lc_timer_clear(struct lc_plane *p, struct relay *r);
+struct relay *lc_timer_due(struct lc_plane *p);     /* the first one that is due, off the heap */
+
+/* plane_relay.c */
+int lc_relay_start(struct lc_plane *p, struct relay *r);
+void lc_relay_run(struct lc_plane *p, struct relay *r);
+void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int side);
+void lc_relay_timer(struct lc_plane *p, struct relay *r);
+void lc_ready(struct lc_plane *p, struct relay *r);
+void lc_finished(struct lc_plane *p, struct relay *r);      /* to be told at the turn's end */
+void lc_reset_fd(int fd);
+struct hold *lc_hold_bytes(const uint8_t *bytes, size_t size);
+
+/* plane_connect.c */
+void lc_connect_start(struct lc_plane *p, struct relay *r);
+void lc_connect_event(struct lc_plane *p, struct relay *r, unsigned what);
+
+/* plane_listen.c */
+void lc_listener_event(struct lc_plane *p, uint32_t number);
+void lc_listener_start(struct lc_plane *p, uint32_t number, struct listener *made);  /* frees it */
+void lc_listener_stop(struct lc_plane *p, uint32_t number);
+void lc_listener_resume(struct lc_plane *p);
+void lc_asked_end(struct lc_plane *p, struct relay *r);
+void lc_answered(struct lc_plane *p, struct relay *r);
+
+/* plane_guard.c */
+void lc_guard_listener(int fd, int on);
+int lc_own_listener(const struct lc_addr *to);
+
+/* plane_linux.c, plane_bsd.c */
+int lc_poll_open(struct lc_plane *p);
+void lc_poll_close(struct lc_plane *p);
+int lc_poll_add(struct lc_plane *p, int fd, uint64_t key);
+int lc_poll_add_listener(struct lc_plane *p, int fd, uint64_t key);
+void lc_poll_remove(struct lc_plane *p, int fd);
+int lc_poll_wait(struct lc_plane *p, int64_t ms);   /* events, in p->event */
+int lc_bell_open(int bell[2]);
+void lc_bell_ring(const int bell[2]);
+void lc_bell_quiet(const int bell[2]);
+void lc_bell_close(int bell[2]);
+/* A bulk move: bytes taken from the source (0: its end), or -errno of the source; -ENOTSUP: copy.
+ * What the sink did not take is r->hold[d]; *sink is the sink's errno. */
+ssize_t lc_bulk(struct lc_plane *p, struct relay *r, int d, size_t most, int *sink);
+/* What a held pipe has left goes to the sink: 0 all, -EAGAIN, -errno. */
+int lc_bulk_drain(struct lc_plane *p, struct relay *r, int d);
+void lc_bulk_drop(struct hold *h);
+void lc_bulk_close(struct lc_plane *p);
+
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0          /* macOS: SIGPIPE is blocked in the thread */
+#endif
+
+#endif

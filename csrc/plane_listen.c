@@ -1,0 +1,377 @@
+/* A whole listener: accept, where to, policy, and out again. What the policy leaves is asked. */
+#include "plane.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+enum { ACCEPTS = 64, RETRY = 100 /* ms */ };
+
+/* -- policy ---------------------------------------------------------------------------------- */
+
+static int within(const struct lc_rule *rule, const struct lc_addr *a)
+{
+    unsigned bytes = rule->bits / 8, rest = rule->bits % 8;
+
+    if (a->port < rule->low || a->port > rule->high)
+        return 0;
+    if (rule->family == 0)
+        return 1;
+    if (rule->family != a->family || memcmp(rule->ip, a->ip, bytes) != 0)
+        return 0;
+    return rest == 0 || ((rule->ip[bytes] ^ a->ip[bytes]) >> (8 - rest)) == 0;
+}
+
+static int judge(const struct rules *rules, const struct lc_addr *original)
+{
+    int i;
+
+    for (i = 0; i < rules->n; i++)
+        if (within(&rules->row[i], original))
+            return rules->row[i].action;
+    return LC_DENY;
+}
+
+/* -- connections ----------------------------------------------------------------------------- */
+
+static void go_there(struct lc_plane *p, struct relay *r, int action)
+{
+    const struct lc_listen *how = &p->listener[r->listener].how;
+    struct lc_open *open = &r->job->open;
+
+    open->family = r->job->to.family;
+    open->type = SOCK_STREAM;
+    open->flags = how->flags & ~(unsigned)LC_TRANSPARENT_PORT;
+    open->engine = -1;
+    open->has_mark = how->has_mark;
+    open->mark = how->mark;
+    if (action == LC_SPOOF) {
+        open->flags = how->flags | LC_TPROXY_REM;
+        open->engine = how->spoofer;
+        open->address = r->job->peer;
+    }
+    r->silent = !how->report;
+    if (action == LC_SPOOF && how->spoofer < 0) {
+        r->state = CONNECTING;
+        lc_relay_end(p, r, LC_END_CONNECT, ENOTSUP, 2);
+        return;
+    }
+    lc_connect_start(p, r);
+}
+
+static void ask(struct lc_plane *p, struct relay *r)
+{
+    r->state = ASKED;
+    r->what = LC_ASKED;         /* until it is fetched */
+    lc_finished(p, r);
+    LC_ADD(p->asked, 1);
+}
+
+/* A connection that arrives at another port than its transparent listener's was delivered there by
+ * TPROXY: REDIRECT and the client itself both name the listener's port. The kernel need not be
+ * asked anything. */
+static int by_tproxy(const struct listener *l, const struct lc_accepted *got, struct lc_origin *o)
+{
+    int row = lc_engine_row(&lc_tproxy4);
+
+    if (!l->transparent || got->me.family == 0 || got->me.port == l->at.port
+        || (l->how.engine >= 0 && l->how.engine != row))
+        return 0;
+    memset(o, 0, sizeof *o);
+    o->engine = row;
+    o->transparent = 1;
+    o->own = -1;
+    o->original = o->local = got->me;
+    o->peer = got->peer;
+    return 1;
+}
+
+/* 0, and where the connection was going; else it must not be relayed. */
+static int find_out(struct lc_plane *p, const struct listener *l, const struct lc_accepted *got,
+                    struct lc_origin *o)
+{
+    int engine = l->how.engine;
+    int err = by_tproxy(l, got, o) ? 0 : lc_original(got->fd, engine, o);
+    int sockname = o->engine == lc_engine_row(&lc_sockname);
+
+    if (err == 0 && engine >= 0 && !o->translated && !sockname
+        && engine != lc_engine_row(&lc_tproxy4))
+        err = -ENOENT;          /* a NAT engine that speaks of a direct connection */
+    if (err < 0) {
+        LC_ADD(p->failed, 1);
+        return err;
+    }
+    if ((!sockname && o->own != 0 && lc_own_listener(&o->original))
+        || lc_own_connection(&o->peer, &o->original)) {
+        LC_ADD(p->looped, 1);
+        return -ELOOP;
+    }
+    return 0;
+}
+
+static struct relay *begin(struct lc_plane *p, uint32_t number, int fd, const struct lc_origin *o)
+{
+    const struct lc_listen *how = &p->listener[number].how;
+    struct job *job = calloc(1, sizeof *job);
+    struct relay *r = NULL;
+
+    if (job == NULL)
+        return NULL;
+    pthread_mutex_lock(&p->lock);
+    r = lc_take(p);
+    pthread_mutex_unlock(&p->lock);
+    if (r == NULL) {
+        free(job);
+        return NULL;
+    }
+    job->to = o->original;
+    job->peer = o->peer;
+    job->engine = o->engine;
+    job->timeout = how->timeout < 0 ? LC_NONE : (uint32_t)how->timeout;
+    r->job = job;
+    r->listener = (int32_t)number;
+    r->idle = how->idle < 0 ? LC_NONE : (uint32_t)how->idle;
+    r->total = how->total < 0 ? LC_NONE : (uint32_t)how->total;
+    r->began = p->now_ns;
+    atomic_store_explicit(&r->fd[0], fd, memory_order_relaxed);
+    LC_ADD(p->live, 1);
+    return r;
+}
+
+static void meet(struct lc_plane *p, uint32_t number, const struct lc_accepted *got)
+{
+    struct listener *l = &p->listener[number];
+    struct lc_origin o;
+    struct relay *r = NULL;
+    int action = LC_DENY;
+
+    if (find_out(p, l, got, &o) == 0) {
+        action = judge(l->rules, &o.original);
+        if (action == LC_DENY)
+            LC_ADD(p->denied, 1);
+    }
+    if (action != LC_DENY)
+        r = begin(p, number, got->fd, &o);
+    if (r == NULL)
+        lc_reset_fd(got->fd);
+    else if (action == LC_ASK)
+        ask(p, r);
+    else
+        go_there(p, r, action);
+}
+
+void lc_listener_event(struct lc_plane *p, uint32_t number)
+{
+    struct listener *l = &p->listener[number];
+    struct lc_accepted got;
+    int i, err;
+
+    for (i = 0; i < ACCEPTS && l->fd >= 0; i++) {
+        err = lc_accept(l->fd, 0, &got);
+        if (err == -EAGAIN)
+            return;
+        if (err < 0) {
+            /* Out of descriptors or memory: the queue waits, and the thread does not spin. */
+            lc_poll_remove(p, l->fd);
+            l->held = 1;
+            p->resume = p->now + RETRY;
+            return;
+        }
+        LC_ADD(p->accepted, 1);
+        meet(p, number, &got);
+    }
+}
+
+void lc_listener_resume(struct lc_plane *p)
+{
+    uint32_t i;
+
+    p->resume = 0;
+    for (i = 0; i < LC_LISTENERS; i++)
+        if (p->listener[i].held && p->listener[i].fd >= 0) {
+            p->listener[i].held = 0;
+            (void)lc_poll_add_listener(p, p->listener[i].fd, i << 2 | KEY_LISTENER);
+        }
+}
+
+/* -- answers --------------------------------------------------------------------------------- */
+
+static void forget(struct lc_plane *p, struct relay *r)
+{
+    free(r->job);
+    r->job = NULL;
+    LC_ADD(p->live, -1);
+    pthread_mutex_lock(&p->lock);
+    lc_give(p, r);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void lc_answered(struct lc_plane *p, struct relay *r)
+{
+    int action = r->job->action;
+
+    if (action == LC_RELAY || action == LC_SPOOF) {
+        go_there(p, r, action);
+        return;
+    }
+    if (action == LC_DENY) {
+        LC_ADD(p->denied, 1);
+        lc_reset_fd(LC_GET(r->fd[0]));
+    }
+    forget(p, r);
+}
+
+/* A question that nobody will answer. One that was fetched is told of again, as killed. */
+void lc_asked_end(struct lc_plane *p, struct relay *r)
+{
+    int fetched, fd = -1;
+
+    pthread_mutex_lock(&p->lock);
+    if (r->state != ASKED) {
+        pthread_mutex_unlock(&p->lock);
+        return;
+    }
+    fetched = r->what != LC_ASKED;
+    fd = LC_GET(r->fd[0]);
+    atomic_store_explicit(&r->fd[0], -1, memory_order_relaxed);
+    r->state = ENDED;
+    r->what = LC_END_KILLED;
+    r->began = p->now_ns - r->began;
+    free(r->job);
+    r->job = NULL;
+    pthread_mutex_unlock(&p->lock);
+    lc_reset_fd(fd);
+    LC_ADD(p->live, -1);
+    LC_ADD(p->finished, 1);
+    if (fetched)
+        lc_finished(p, r);
+}
+
+int lc_plane_answer(struct lc_plane *p, const struct lc_answer *answers, int n)
+{
+    int i, taken = 0, err;
+
+    if (!lc_alive(p))
+        return -ESRCH;
+    pthread_mutex_lock(&p->lock);
+    err = p->closed > 1 ? -ESHUTDOWN : lc_reserve(p, (size_t)n);
+    for (i = 0; i < n && err == 0; i++) {
+        struct relay *r = lc_by_id(p, answers[i].id);
+        struct command c = {.what = DO_ANSWER, .id = answers[i].id};
+
+        if (r == NULL || r->state != ASKED)
+            continue;
+        r->state = NEW;
+        r->job->action = answers[i].action;
+        if (answers[i].to.family != 0)
+            r->job->to = answers[i].to;
+        (void)lc_command(p, &c);
+        taken++;
+    }
+    pthread_mutex_unlock(&p->lock);
+    return err < 0 ? err : taken;
+}
+
+/* -- listeners ------------------------------------------------------------------------------- */
+
+void lc_listener_start(struct lc_plane *p, uint32_t number, struct listener *made)
+{
+    struct listener *l = &p->listener[number];
+
+    *l = *made;
+    free(made);
+    l->transparent = lc_local(l->fd, &l->at) == 0 && lc_is_transparent(l->fd);
+    lc_guard_listener(l->fd, 1);
+    if (lc_poll_add_listener(p, l->fd, number << 2 | KEY_LISTENER) < 0)
+        lc_listener_stop(p, number);
+}
+
+void lc_listener_stop(struct lc_plane *p, uint32_t number)
+{
+    struct listener *l = &p->listener[number];
+
+    if (l->fd < 0)
+        return;
+    lc_guard_listener(l->fd, 0);
+    lc_poll_remove(p, l->fd);
+    close(l->fd);
+    l->fd = -1;
+    l->held = 0;
+}
+
+static struct rules *copy(const struct lc_rule *rules, int n)
+{
+    struct rules *made = malloc(sizeof *made + (size_t)n * sizeof *rules);
+
+    if (made != NULL) {
+        made->n = n;
+        memcpy(made->row, rules, (size_t)n * sizeof *rules);
+    }
+    return made;
+}
+
+int lc_plane_listen(struct lc_plane *p, int fd, const struct lc_listen *how,
+                    const struct lc_rule *rules, int n)
+{
+    struct listener *made;
+    int err = 0, number = -1;
+
+    if (!lc_alive(p))
+        return -ESRCH;
+    made = calloc(1, sizeof *made);
+    if (made == NULL || (made->rules = copy(rules, n)) == NULL) {
+        free(made);
+        return -ENOMEM;
+    }
+    made->fd = fd;
+    made->how = *how;
+    pthread_mutex_lock(&p->lock);
+    if (p->closed)
+        err = -ESHUTDOWN;
+    else if (p->listeners == LC_LISTENERS)
+        err = -ENOSPC;
+    else {
+        struct command c = {.what = DO_LISTEN, .listener = (uint32_t)p->listeners, .with = made};
+        err = lc_command(p, &c);
+        if (err == 0)
+            number = p->listeners++;
+    }
+    pthread_mutex_unlock(&p->lock);
+    if (err < 0) {
+        free(made->rules);
+        free(made);
+    }
+    return err < 0 ? err : number;
+}
+
+static int change(struct lc_plane *p, struct command *c)
+{
+    int err;
+
+    pthread_mutex_lock(&p->lock);
+    err = p->closed > 1 ? -ESHUTDOWN : c->listener >= (uint32_t)p->listeners ? -EINVAL
+        : lc_command(p, c);
+    pthread_mutex_unlock(&p->lock);
+    return err;
+}
+
+int lc_plane_policy(struct lc_plane *p, int listener, const struct lc_rule *rules, int n)
+{
+    struct command c = {.what = DO_POLICY, .listener = (uint32_t)listener};
+    int err;
+
+    if (!lc_alive(p))
+        return -ESRCH;
+    if ((c.with = copy(rules, n)) == NULL)
+        return -ENOMEM;
+    err = change(p, &c);
+    if (err < 0)
+        free(c.with);
+    return err;
+}
+
+int lc_plane_unlisten(struct lc_plane *p, int listener)
+{
+    struct command c = {.what = DO_UNLISTEN, .listener = (uint32_t)listener};
+
+    return lc_alive(p) ? change(p, &c) : -ESRCH;
+}

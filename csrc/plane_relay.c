@@ -1,0 +1,405 @@
+/* A pair: two directions, each a source, a sink, and what lies between them. */
+#include "plane.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+/* -- the ready line -------------------------------------------------------------------------- */
+
+void lc_ready(struct lc_plane *p, struct relay *r)
+{
+    if (r->ready)
+        return;
+    r->ready = 1;
+    r->next = LC_NONE;
+    r->prev = p->ready == LC_NONE ? LC_NONE : p->ready_tail;
+    if (r->prev == LC_NONE)
+        p->ready = r->slot;
+    else
+        lc_slot(p, r->prev)->next = r->slot;
+    p->ready_tail = r->slot;
+    p->n_ready++;
+}
+
+static void unready(struct lc_plane *p, struct relay *r)
+{
+    if (!r->ready)
+        return;
+    r->ready = 0;
+    if (r->prev == LC_NONE)
+        p->ready = r->next;
+    else
+        lc_slot(p, r->prev)->next = r->next;
+    if (r->next == LC_NONE)
+        p->ready_tail = r->prev;
+    else
+        lc_slot(p, r->next)->prev = r->prev;
+    p->n_ready--;
+}
+
+void lc_finished(struct lc_plane *p, struct relay *r)
+{
+    r->next = LC_NONE;
+    if (p->ended == LC_NONE)
+        p->ended = r->slot;
+    else
+        lc_slot(p, p->ended_tail)->next = r->slot;
+    p->ended_tail = r->slot;
+}
+
+/* -- ends ------------------------------------------------------------------------------------ */
+
+struct hold *lc_hold_bytes(const uint8_t *bytes, size_t size)
+{
+    struct hold *h = malloc(sizeof *h + size);
+
+    if (h == NULL)
+        return NULL;
+    h->pipe[0] = h->pipe[1] = -1;
+    h->size = size;
+    h->done = 0;
+    if (bytes != NULL)
+        memcpy(h->bytes, bytes, size);
+    return h;
+}
+
+static void drop_hold(struct relay *r, int d)
+{
+    struct hold *h = r->hold[d];
+
+    r->hold[d] = NULL;
+    if (h != NULL && h->pipe[0] >= 0)
+        lc_bulk_drop(h);
+    free(h);
+}
+
+void lc_reset_fd(int fd)
+{
+    (void)lc_abort(fd);
+    (void)shutdown(fd, SHUT_RDWR);  /* what knows no reset */
+    close(fd);
+}
+
+/* Where both sides have ended, both have been shut down already: each got the other's end. */
+static void part(struct lc_plane *p, struct relay *r, int side, int what)
+{
+    int fd = LC_GET(r->fd[side]);
+
+    if (fd < 0)
+        return;
+    if (what == LC_END_LIMIT) {
+        lc_poll_remove(p, fd);
+        return;
+    }
+    if (what == LC_END_CONNECT && side == 0 && !r->silent)
+        return;
+    atomic_store_explicit(&r->fd[side], -1, memory_order_relaxed);
+    if (what != LC_END_EOF) {
+        lc_reset_fd(fd);
+        return;
+    }
+    close(fd);
+}
+
+void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int side)
+{
+    int d;
+
+    if (r->state != RELAYING && r->state != CONNECTING)
+        return;
+    lc_timer_clear(p, r);
+    unready(p, r);
+    if (r->trail != 0)
+        (void)lc_trail_remove(r->trail);
+    r->trail = 0;
+    if (what == LC_END_CONNECT)
+        LC_ADD(p->failed, 1);
+    for (d = 0; d < 2; d++) {
+        drop_hold(r, d);
+        part(p, r, d, what);
+    }
+    free(r->job);
+    r->job = NULL;
+    r->state = ENDED;
+    r->what = (uint8_t)what;
+    r->err = err;
+    r->blame = (uint8_t)side;
+    r->began = p->now_ns - r->began;
+    lc_finished(p, r);
+    LC_ADD(p->live, -1);
+    LC_ADD(p->finished, 1);
+    if (p->resume != 0)
+        p->resume = p->now;     /* a listener out of descriptors may have one now */
+}
+
+static void broke(struct lc_plane *p, struct relay *r, int side, int err)
+{
+    int reset = err == ECONNRESET || err == EPIPE || err == ECONNABORTED;
+
+    lc_relay_end(p, r, reset ? LC_END_RESET : LC_END_ERROR, err, side + 1);
+}
+
+/* -- time ------------------------------------------------------------------------------------ */
+
+static uint64_t due(const struct relay *r)
+{
+    uint64_t idle = r->idle == LC_NONE ? UINT64_MAX : r->last + r->idle;
+    uint64_t total = r->total == LC_NONE ? UINT64_MAX : r->began / 1000000u + r->total;
+
+    return idle < total ? idle : total;
+}
+
+void lc_relay_timer(struct lc_plane *p, struct relay *r)
+{
+    uint64_t when;
+
+    if (r->state == CONNECTING) {
+        lc_relay_end(p, r, LC_END_CONNECT, ETIMEDOUT, 2);
+        return;
+    }
+    if (r->state != RELAYING)
+        return;
+    when = due(r);
+    if (when > p->now) {
+        if (lc_timer_set(p, r, when) < 0)
+            lc_relay_end(p, r, LC_END_ERROR, ENOMEM, 0);
+        return;
+    }
+    lc_relay_end(p, r, r->total != LC_NONE && when == r->began / 1000000u + r->total
+                 ? LC_END_TOTAL : LC_END_IDLE, 0, 0);
+}
+
+/* -- bytes ----------------------------------------------------------------------------------- */
+
+static void delivered(struct lc_plane *p, struct relay *r, int d, size_t n)
+{
+    LC_ADD(r->count[d], n);
+    if (d == 0)
+        LC_ADD(p->up, n);
+    else
+        LC_ADD(p->down, n);
+    r->last = p->now;
+}
+
+/* Sends until all is gone or the sink is full: bytes sent; *err is the sink's errno, or 0. */
+static size_t push(struct lc_plane *p, struct relay *r, int d, const uint8_t *bytes, size_t size,
+                   int *err)
+{
+    size_t sent = 0;
+
+    *err = 0;
+    while (sent < size) {
+        ssize_t n = send(LC_GET(r->fd[!d]), bytes + sent, size - sent, MSG_NOSIGNAL);
+
+        if (n >= 0) {
+            sent += (size_t)n;
+            continue;
+        }
+        if (errno == EINTR)
+            continue;
+        if (errno == EAGAIN)
+            r->side[!d] &= (uint8_t)~WRITABLE;
+        else
+            *err = errno;
+        break;
+    }
+    if (sent > 0)
+        delivered(p, r, d, sent);
+    return sent;
+}
+
+/* 0: nothing is held any more; -EAGAIN; -errno of the sink. */
+static int drain(struct lc_plane *p, struct relay *r, int d)
+{
+    struct hold *h = r->hold[d];
+    uint64_t before = LC_GET(r->count[d]);
+    int err;
+
+    if (!(r->side[!d] & WRITABLE))
+        return -EAGAIN;
+    if (h->pipe[0] >= 0) {
+        err = lc_bulk_drain(p, r, d);
+        if (LC_GET(r->count[d]) != before)
+            r->last = p->now;
+        if (err < 0)
+            return err;
+        if (r->hold[d] == NULL)
+            return 0;
+        h = r->hold[d];         /* what the sink would not take from a pipe, as bytes */
+    }
+    h->done += push(p, r, d, h->bytes + h->done, h->size - h->done, &err);
+    if (err != 0)
+        return -err;
+    if (h->done < h->size)
+        return -EAGAIN;
+    drop_hold(r, d);
+    return 0;
+}
+
+/* One read and its write by copying: bytes read, 0 the source's end, -errno of the source. */
+static ssize_t copy(struct lc_plane *p, struct relay *r, int d, size_t most, int *sink)
+{
+    size_t want = most < LC_COPY ? most : LC_COPY, sent;
+    ssize_t n;
+
+    do
+        n = recv(LC_GET(r->fd[d]), p->buffer, want, 0);
+    while (n < 0 && errno == EINTR);
+    if (n <= 0)
+        return n < 0 ? -errno : 0;
+    sent = push(p, r, d, p->buffer, (size_t)n, sink);
+    if (sent < (size_t)n && *sink == 0) {
+        r->hold[d] = lc_hold_bytes(p->buffer + sent, (size_t)n - sent);
+        if (r->hold[d] == NULL)
+            *sink = ENOMEM;
+    }
+    /* FACT: a stream's short read has emptied the queue, so there will be an event (epoll(7));
+     * not so at an urgent byte, or before a descriptor passed over a Unix socket. */
+    if ((size_t)n < want && !(r->side[d] & (EXACT | HUNG)))
+        r->side[d] &= (uint8_t)~READABLE;
+    return n;
+}
+
+static int limits_reached(const struct relay *r)
+{
+    return (r->limit[0] == UINT64_MAX || (r->side[0] & FINISHED))
+        && (r->limit[1] == UINT64_MAX || (r->side[1] & FINISHED));
+}
+
+/* The source of `d` has ended, and all of it has been delivered. */
+static void pass_end(struct lc_plane *p, struct relay *r, int d)
+{
+    r->side[d] |= FINISHED;
+    (void)lc_finish(LC_GET(r->fd[!d]));
+    if (!(r->side[!d] & FINISHED))
+        return;
+    /* One that has reached its limit has not come to its end: its sender may go on. */
+    lc_relay_end(p, r, LC_GET(r->count[!d]) >= r->limit[!d] ? LC_END_LIMIT : LC_END_EOF, 0, 0);
+}
+
+/* Moves bytes of one direction until something blocks, ends, or the budget is spent. */
+static void pump(struct lc_plane *p, struct relay *r, int d, size_t *budget)
+{
+    while (r->state == RELAYING) {
+        uint64_t left = r->limit[d] - LC_GET(r->count[d]);
+        size_t most = left < LC_BUDGET ? (size_t)left : LC_BUDGET;
+        ssize_t n = -ENOTSUP;
+        int err, sink = 0;
+
+        if (r->hold[d] != NULL) {
+            err = drain(p, r, d);
+            if (err < 0 && err != -EAGAIN)
+                broke(p, r, !d, -err);
+            if (err < 0)
+                return;
+            continue;
+        }
+        if (r->limited || (r->side[d] & FINISHED))
+            return;
+        if (left == 0) {
+            r->side[d] |= FINISHED;
+            r->limited = (uint8_t)limits_reached(r);
+            return;
+        }
+        if (!(r->side[d] & READABLE))
+            return;
+        if (*budget == 0) {
+            lc_ready(p, r);
+            return;
+        }
+        if (r->big[d] >= 2 && !(r->side[d] & NO_SPLICE))
+            n = lc_bulk(p, r, d, most, &sink);
+        if (n == -ENOTSUP)
+            n = copy(p, r, d, most, &sink);
+        if (n == -EAGAIN) {
+            r->side[d] &= (uint8_t)~READABLE;
+            return;
+        }
+        if (n < 0) {
+            broke(p, r, d, (int)-n);
+            return;
+        }
+        if (n == 0) {
+            pass_end(p, r, d);
+            return;
+        }
+        r->last = p->now;
+        r->big[d] = (uint8_t)(n < LC_BIG ? 0 : r->big[d] < 2 ? r->big[d] + 1 : 2);
+        *budget -= (size_t)n < *budget ? (size_t)n : *budget;
+        if (sink != 0)
+            broke(p, r, !d, sink);
+    }
+}
+
+/* An error on a side that is not being read shows in its SO_ERROR alone. */
+static void look_for_error(struct lc_plane *p, struct relay *r, int side)
+{
+    int err;
+
+    r->side[side] &= (uint8_t)~BROKEN;
+    if (!(r->side[side] & FINISHED))
+        return;                 /* reading brings it, behind the last byte */
+    err = lc_error(LC_GET(r->fd[side]));
+    if (err > 0)
+        broke(p, r, side, err);
+}
+
+void lc_relay_run(struct lc_plane *p, struct relay *r)
+{
+    size_t budget[2] = {LC_BUDGET, LC_BUDGET};
+    int d;
+
+    unready(p, r);
+    for (d = 0; d < 2 && r->state == RELAYING; d++)
+        pump(p, r, d, &budget[d]);
+    /* The limit may have been reached by the second direction; the first still holds something. */
+    if (r->state == RELAYING && r->limited && r->hold[0] == NULL && r->hold[1] == NULL)
+        lc_relay_end(p, r, LC_END_LIMIT, 0, 0);
+    for (d = 0; d < 2 && r->state == RELAYING; d++)
+        if (r->side[d] & BROKEN)
+            look_for_error(p, r, d);
+}
+
+static int inexact(int fd)
+{
+#ifdef SO_DOMAIN
+    int domain = 0;
+    socklen_t len = sizeof domain;
+
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0
+        || (domain != AF_INET && domain != AF_INET6);
+#else
+    (void)fd;
+    return 1;
+#endif
+}
+
+/* Both descriptors are there and connected. */
+int lc_relay_start(struct lc_plane *p, struct relay *r)
+{
+    int side, err = 0;
+
+    r->state = RELAYING;
+    r->last = p->now;
+    LC_ADD(p->relayed, 1);
+    for (side = 0; side < 2 && err == 0; side++) {
+        int fd = LC_GET(r->fd[side]);
+
+        r->side[side] |= WRITABLE;
+        int connected = side == 1 && r->job != NULL;    /* here, and the poller has it already */
+
+        if (!connected && r->listener < 0 && inexact(fd))
+            r->side[side] |= EXACT;
+        if (!connected)
+            err = lc_poll_add(p, fd, lc_key(r, side));
+        if (err < 0)
+            lc_relay_end(p, r, LC_END_ERROR, -err, side + 1);
+    }
+    free(r->job);
+    r->job = NULL;
+    if (err == 0 && due(r) != UINT64_MAX && (err = lc_timer_set(p, r, due(r))) < 0)
+        lc_relay_end(p, r, LC_END_ERROR, -err, 0);
+    if (err == 0)
+        lc_ready(p, r);
+    return err;
+}

@@ -1,0 +1,167 @@
+/* Relays in, completions out: what the other threads call. */
+#include "plane.h"
+
+#include <stdlib.h>
+
+static uint32_t patience(int64_t ms)
+{
+    return ms < 0 ? LC_NONE : ms >= LC_NONE ? LC_NONE - 1 : (uint32_t)ms;
+}
+
+static int fill(struct relay *r, const struct lc_pair *pair)
+{
+    if (pair->prefix_size > 0
+        && (r->hold[0] = lc_hold_bytes(pair->prefix, pair->prefix_size)) == NULL)
+        return -ENOMEM;
+    if (pair->upstream < 0) {
+        if ((r->job = calloc(1, sizeof *r->job)) == NULL)
+            return -ENOMEM;
+        r->job->open = *pair->open;
+        r->job->to = *pair->to;
+        r->job->timeout = patience(pair->timeout);
+    }
+    r->trail = pair->trail;
+    r->idle = patience(pair->idle);
+    r->total = patience(pair->total);
+    if (pair->limit_up >= 0)
+        r->limit[0] = (uint64_t)pair->limit_up;
+    if (pair->limit_down >= 0)
+        r->limit[1] = (uint64_t)pair->limit_down;
+    atomic_store_explicit(&r->fd[0], pair->client, memory_order_relaxed);
+    atomic_store_explicit(&r->fd[1], pair->upstream, memory_order_relaxed);
+    return 0;
+}
+
+int lc_plane_submit(struct lc_plane *p, struct lc_pair *pairs, int n)
+{
+    int i, err;
+
+    if (!lc_alive(p))
+        return -ESRCH;
+    pthread_mutex_lock(&p->lock);
+    err = p->closed ? -ESHUTDOWN : lc_reserve(p, (size_t)n);
+    for (i = 0; i < n && err == 0; i++) {
+        struct relay *r = lc_take(p);
+
+        if (r == NULL) {
+            err = -ENOMEM;
+            break;
+        }
+        pairs[i].id = lc_id(r);
+        err = fill(r, &pairs[i]);
+    }
+    while (err < 0 && i-- > 0) {
+        struct relay *r = lc_by_id(p, pairs[i].id);
+
+        free(r->hold[0]);
+        free(r->job);
+        lc_give(p, r);
+    }
+    for (i = 0; i < n && err == 0; i++) {
+        struct command start = {.what = DO_START, .id = pairs[i].id};
+        (void)lc_command(p, &start);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return err < 0 ? err : n;
+}
+
+static void describe(struct relay *r, struct lc_done *out)
+{
+    memset(out, 0, sizeof *out);
+    out->id = lc_id(r);
+    out->client = LC_GET(r->fd[0]);
+    out->upstream = LC_GET(r->fd[1]);
+    out->listener = r->listener;
+    out->engine = -1;
+    out->up = LC_GET(r->count[0]);
+    out->down = LC_GET(r->count[1]);
+    if (r->state == ASKED) {
+        out->what = LC_ASKED;
+        out->peer = r->job->peer;
+        out->original = r->job->to;
+        out->engine = r->job->engine;
+        return;
+    }
+    out->what = r->what;
+    out->err = r->err;
+    out->side = r->blame;
+    out->seconds = (double)r->began / 1e9;
+}
+
+int lc_plane_reap(struct lc_plane *p, struct lc_done *out, int max)
+{
+    int n = 0;
+
+    if (!lc_alive(p))
+        return -ESRCH;
+    pthread_mutex_lock(&p->lock);
+    while (n < max && p->done != LC_NONE) {
+        struct relay *r = lc_slot(p, p->done);
+
+        p->done = r->next;
+        r->next = LC_NONE;
+        describe(r, &out[n++]);
+        if (r->state == ASKED)
+            r->what = 0;
+        else
+            lc_give(p, r);
+    }
+    if (n < max && p->tell_drained) {
+        memset(&out[n], 0, sizeof *out);
+        out[n].client = out[n].upstream = out[n].listener = out[n].engine = -1;
+        out[n++].what = LC_DRAINED;
+        p->tell_drained = 0;
+    }
+    if (p->done == LC_NONE && !p->tell_drained)
+        lc_bell_quiet(p->notify);
+    pthread_mutex_unlock(&p->lock);
+    return n;
+}
+
+int lc_plane_fd(struct lc_plane *p)
+{
+    return lc_alive(p) ? p->notify[0] : -ESRCH;
+}
+
+static int say(struct lc_plane *p, const struct command *c)
+{
+    int err;
+
+    if (!lc_alive(p))
+        return -ESRCH;
+    pthread_mutex_lock(&p->lock);
+    if (c->what == DO_DRAIN && !p->closed)
+        p->closed = 1;
+    err = lc_command(p, c);
+    pthread_mutex_unlock(&p->lock);
+    return err;
+}
+
+int lc_plane_kill(struct lc_plane *p, uint64_t id)
+{
+    struct command c = {.what = DO_KILL, .id = id};
+
+    return say(p, &c);
+}
+
+int lc_plane_drain(struct lc_plane *p)
+{
+    struct command c = {.what = DO_DRAIN};
+
+    return say(p, &c);
+}
+
+int lc_plane_totals(struct lc_plane *p, struct lc_totals *out)
+{
+    out->accepted = LC_GET(p->accepted);
+    out->relayed = LC_GET(p->relayed);
+    out->asked = LC_GET(p->asked);
+    out->denied = LC_GET(p->denied);
+    out->looped = LC_GET(p->looped);
+    out->failed = LC_GET(p->failed);
+    out->ended = LC_GET(p->finished);
+    out->up = LC_GET(p->up);
+    out->down = LC_GET(p->down);
+    out->live = LC_GET(p->live);
+    return lc_alive(p) ? 0 : -ESRCH;
+}

@@ -1,0 +1,387 @@
+"""A data plane: relays that run in a C thread, which never waits for Python (csrc/plane*.c).
+
+A :class:`Plane` takes sockets and tells of ends; one descriptor becomes readable when there is
+something to fetch. So it serves a reactor, an asyncio loop (``loop.add_reader(plane.fileno(),
+plane.run_completions)``) and plain threads alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from . import engines, spoof
+from ._shim import ffi, lib
+from .address import Address, to_shim
+from .constants import COMM_TPROXY_REM
+from .errors import CommError
+from .reactor.timers import seconds_of
+from .relayed import ENDS, SIDES, Relay, RelayResult, Totals
+from .sockets import socket_of
+
+__all__ = ["Plane"]
+
+_BATCH = 64
+
+
+def check(
+    code: int, what: str = "the data plane", mend: str = " (its process forked, or it was stopped)"
+) -> int:
+    """`code`, where it is no error."""
+    if code < 0:
+        more = mend if code in (-errno.ESRCH, -errno.ESHUTDOWN) else ""
+        raise CommError(-code, f"{what}: {os.strerror(-code)}{more}")
+    return code
+
+
+def milliseconds(seconds: float | None) -> int:
+    """For C; -1: none. More than 49 days are 49 days."""
+    return -1 if seconds is None else round(min(seconds * 1000, 0xFFFFFFFE))
+
+
+def check_arguments(
+    on_done: Any,
+    prefix: Any,
+    limits: tuple[int | None, int | None],
+    times: tuple[float | None, ...],
+) -> bytes:
+    """Raises TypeError, CommError (EINVAL). Returns the prefix as bytes."""
+    if not callable(on_done):
+        raise TypeError(f"on_done {on_done!r} is not callable")
+    for limit in limits:
+        if limit is not None and limit < 0:
+            raise CommError(errno.EINVAL, "limits are not negative")
+    for seconds in times:
+        if seconds is not None and seconds_of(seconds, "idle, total or timeout") < 0:
+            raise CommError(errno.EINVAL, "times are not negative")
+    first = memoryview(prefix).tobytes()
+    if limits[0] is not None and len(first) > limits[0]:
+        raise CommError(errno.EINVAL, "the prefix is longer than limit_up")
+    return first
+
+
+def check_plain(sock: socket.socket) -> None:
+    """The plane moves the bytes as they are, below whatever a subclass does to them."""
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"{sock!r} belongs to another library: a relay takes sockets")
+    if type(sock).recv is not socket.socket.recv:
+        raise TypeError(f"{sock!r} changes the bytes: a relay takes plain sockets")
+    if sock.type != socket.SOCK_STREAM:
+        raise CommError(errno.EPROTOTYPE, f"descriptor {sock.fileno()} is no stream")
+
+
+@contextlib.contextmanager
+def _lent(*things: Any) -> Iterator[tuple[int, ...]]:
+    """Descriptors for a plane: at the end no object here owns them any more; after an error they
+    are whose they were, and non-blocking."""
+    socks: list[socket.socket] = []
+    made: list[socket.socket] = []
+    try:
+        for thing in things:
+            if isinstance(thing, int):
+                thing = socket_of(thing)
+                made.append(thing)
+            check_plain(thing)
+            if thing.fileno() < 0:
+                raise CommError(errno.EBADF, f"{thing!r} is closed")
+            thing.settimeout(0)
+            socks.append(thing)
+        if len({sock.fileno() for sock in socks}) < len(socks):
+            raise CommError(errno.EINVAL, "client and upstream are the same socket")
+        yield tuple(sock.fileno() for sock in socks)
+    except BaseException:
+        for sock in made:
+            sock.detach()
+        raise
+    for sock in socks:
+        sock.detach()
+
+
+def connect_request(source: Address | None, to: Address, flags: int, mark: int | None) -> Any:
+    """``struct lc_open`` and ``struct lc_addr`` of a connect from `source` (None: the machine's)
+    to `to`."""
+    there = to_shim(to)
+    family = socket.AF_INET6 if there.family == 6 else socket.AF_INET
+    request = spoof.request_for(socket.SOCK_STREAM, 0, source, family, flags, 0, mark, None, False)
+    if flags & COMM_TPROXY_REM:
+        request.engine = engines.spoofer("spoof")
+    return request, there
+
+
+class Plane:
+    """One thread of relays. It begins with the first call that needs it, so after privileges were
+    dropped, and with the capabilities of the thread that calls.
+
+    Every method may be called from any thread. A forked child has to make its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._plane: Any = None
+        self._relays: list[Relay | None] = []  # by slot
+        self._listeners: list[Any] = []  # by number
+        self._done: Any = None
+        self._counts = ffi.new("uint64_t[2]")
+        self.on_drained: Callable[[], object] | None = None
+        """Called by :meth:`run_completions` once a drained plane has nothing left."""
+
+    def _open(self) -> Any:
+        if self._plane is None:
+            with self._lock:
+                if self._plane is None:
+                    out = ffi.new("struct lc_plane **")
+                    check(lib.lc_plane_open(out), "no thread for the data plane")
+                    self._plane = ffi.gc(out[0], lib.lc_plane_free)
+        return self._plane
+
+    @property
+    def started(self) -> bool:
+        return self._plane is not None
+
+    def fileno(self) -> int:
+        """Readable while there are completions to fetch (:meth:`run_completions`)."""
+        return check(lib.lc_plane_fd(self._open()))
+
+    # -- relays --------------------------------------------------------------------------------
+
+    def relay(
+        self,
+        client: Any,
+        upstream: Any,
+        on_done: Callable[[RelayResult], object],
+        *,
+        prefix: bytes = b"",
+        limit_up: int | None = None,
+        limit_down: int | None = None,
+        idle: float | None = None,
+        total: float | None = None,
+        data: Any = None,
+    ) -> Relay:
+        """As :func:`lusca_comm.relay`, with no reactor: both sockets are detached, so that the
+        plane owns them; ``on_done`` is called by :meth:`run_completions`."""
+        limits, times = (limit_up, limit_down), (idle, total)
+        first = check_arguments(on_done, prefix, limits, times)
+        pair = ffi.new("struct lc_pair *")
+        relay = Relay(self, on_done, data)
+        held = fill_pair(pair, first, limits, times)
+        with _lent(client, upstream) as fds:
+            pair.client, pair.upstream = fds
+            self.submit(pair, [relay])
+        del held
+        return relay
+
+    def connect_relay(
+        self,
+        client: Any,
+        address: Address,
+        on_done: Callable[[RelayResult], object],
+        *,
+        source: Address | None = None,
+        flags: int = 0,
+        mark: int | None = None,
+        timeout: float | None = None,
+        prefix: bytes = b"",
+        limit_up: int | None = None,
+        limit_down: int | None = None,
+        idle: float | None = None,
+        total: float | None = None,
+        data: Any = None,
+    ) -> Relay:
+        """As :meth:`Reactor.connect_relay`, with no reactor."""
+        limits, times = (limit_up, limit_down), (idle, total)
+        first = check_arguments(on_done, prefix, limits, (*times, timeout))
+        request, there = connect_request(source, address, flags, mark)
+        pair = ffi.new("struct lc_pair *")
+        pair.upstream = -1
+        pair.open, pair.to, pair.timeout = request, there, milliseconds(timeout)
+        relay = Relay(self, on_done, data)
+        held = fill_pair(pair, first, limits, times)
+        with _lent(client) as (pair.client,):
+            self.submit(pair, [relay])
+        del held
+        return relay
+
+    def submit(self, pairs: Any, relays: Sequence[Relay]) -> None:
+        """Hands ``struct lc_pair`` over, one for each of `relays`; all or none."""
+        plane = self._open()
+        with self._lock:
+            check(lib.lc_plane_submit(plane, pairs, len(relays)))
+            for i, relay in enumerate(relays):
+                relay._id = pairs[i].id
+                relay._plane = self
+                self._put(relay)
+
+    def _put(self, relay: Relay) -> None:
+        slot = relay._id & 0xFFFFFFFF
+        table = self._relays
+        if slot >= len(table):
+            table.extend([None] * (slot + 1 - len(table)))
+        table[slot] = relay
+
+    def counts(self, id: int) -> tuple[int, int]:
+        """Bytes up and down of a relay under way; (0, 0) of any other."""
+        out = self._counts
+        if lib.lc_plane_counts(self._plane, id, out, out + 1) < 0:
+            return 0, 0
+        return out[0], out[1]
+
+    def kill_id(self, id: int) -> None:
+        check(lib.lc_plane_kill(self._plane, id))
+
+    def find(self, fd: int) -> Relay | None:
+        """The relay that owns the descriptor `fd`."""
+        if self._plane is None:
+            return None
+        id = ffi.new("uint64_t *")
+        if not lib.lc_plane_find(self._plane, fd, id):
+            return None
+        slot = id[0] & 0xFFFFFFFF
+        relay = self._relays[slot] if slot < len(self._relays) else None
+        return relay if relay is not None and relay._id == id[0] else None
+
+    def listen(self, listener: Any, fd: int, how: Any, rules: Any, count: int) -> int:
+        """Gives the listening descriptor `fd` to the plane; the listener's number."""
+        plane = self._open()
+        with self._lock:
+            number = check(lib.lc_plane_listen(plane, fd, how, rules, count))
+            self._listeners.extend([None] * (number + 1 - len(self._listeners)))
+            self._listeners[number] = listener
+        return number
+
+    # -- completions ---------------------------------------------------------------------------
+
+    def fetch(self) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]:
+        """What to call, and with what, for every completion there is."""
+        if self._plane is None:
+            return
+        if self._done is None:
+            self._done = ffi.new("struct lc_done[]", _BATCH)
+        table, n = self._relays, _BATCH
+        while n == _BATCH:
+            found: list[tuple[Relay, RelayResult]] = []
+            questions: dict[Any, list[Any]] = {}
+            drained = False
+            with self._lock:
+                n = check(lib.lc_plane_reap(self._plane, self._done, _BATCH))
+                for i in range(n):
+                    done = self._done[i]
+                    if done.what == lib.LC_DRAINED:
+                        drained = True
+                        continue
+                    if done.what == lib.LC_ASKED:
+                        listener = self._listeners[done.listener]
+                        questions.setdefault(listener, []).append(listener._question(done))
+                        continue
+                    slot = done.id & 0xFFFFFFFF
+                    relay = table[slot] if slot < len(table) else None
+                    if relay is None or relay._id != done.id:
+                        relay = self._of_listener(done)
+                    else:
+                        table[slot] = None
+                    if relay is not None:
+                        found.append((relay, self._result(relay, done)))
+            for relay, result in found:
+                relay._result = result
+                relay._owner._ended(relay)
+                yield relay._on_done, (result,)
+            for listener, asked in questions.items():
+                yield listener._decide, (asked,)
+            if drained and self.on_drained is not None:
+                yield self.on_drained, ()
+
+    def _of_listener(self, done: Any) -> Relay | None:
+        if done.listener < 0:
+            return None
+        listener = self._listeners[done.listener]
+        if listener.on_done is None:
+            return None
+        return Relay(listener, listener.on_done, None)
+
+    @staticmethod
+    def _result(relay: Relay, done: Any) -> RelayResult:
+        client = upstream = None
+        fds = (done.client, done.upstream)
+        if fds != (-1, -1):
+            client, upstream = relay._owner._given_back(relay, fds)
+        return RelayResult(
+            done.up,
+            done.down,
+            done.seconds,
+            ENDS[done.what],
+            done.err,
+            SIDES[done.side],
+            client,
+            upstream,
+            relay._data,
+        )
+
+    def run_completions(self, wait: float | None = 0) -> int:
+        """Calls what waits to be called, and returns how much that was.
+
+        :param wait: seconds to wait for the first one; None: without limit.
+        """
+        if wait != 0:
+            poll = select.poll()
+            poll.register(self.fileno(), select.POLLIN)
+            poll.poll(None if wait is None else wait * 1000)
+        count = 0
+        for fn, args in self.fetch():
+            count += 1
+            fn(*args)
+        return count
+
+    # -- as an owner ---------------------------------------------------------------------------
+
+    def _kill(self, relay: Relay) -> None:
+        self.kill_id(relay._id)
+
+    def _given_back(self, _relay: Relay, fds: tuple[int, int]) -> tuple[Any, Any]:
+        one, two = (socket_of(fd) if fd >= 0 else None for fd in fds)
+        return one, two
+
+    def _ended(self, relay: Relay) -> None:
+        pass
+
+    # -- all of it -----------------------------------------------------------------------------
+
+    def totals(self) -> Totals:
+        if self._plane is None:
+            return Totals(*[0] * len(Totals._fields))
+        out = ffi.new("struct lc_totals *")
+        check(lib.lc_plane_totals(self._plane, out))
+        return Totals(*(getattr(out, name) for name in Totals._fields))
+
+    def drain(self) -> None:
+        """Takes nothing new, closes the listeners, lets what runs come to its end; then
+        :attr:`on_drained`."""
+        check(lib.lc_plane_drain(self._open()))
+
+    def stop(self) -> None:
+        """Ends every relay ("killed") and the thread. What has ended can still be fetched."""
+        if self._plane is not None:
+            check(lib.lc_plane_stop(self._plane))
+
+
+def fill_pair(
+    pair: Any,
+    prefix: bytes,
+    limits: tuple[int | None, int | None],
+    times: tuple[float | None, float | None],
+) -> Any:
+    """Everything but the descriptors. Returns what has to live until the pair was submitted."""
+    pair.limit_up = -1 if limits[0] is None else limits[0]
+    pair.limit_down = -1 if limits[1] is None else limits[1]
+    pair.idle, pair.total = milliseconds(times[0]), milliseconds(times[1])
+    pair.prefix_size = len(prefix)
+    if not prefix:
+        pair.prefix = ffi.NULL
+        return None
+    held = ffi.from_buffer("uint8_t[]", prefix)
+    pair.prefix = held
+    return held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import random
 import shutil
@@ -13,7 +14,7 @@ from firewall_peers import FAMILIES, in_force, nothing_left, shared_hosts, snaps
 from firewall_plans import PLANS
 
 from lusca_comm.errors import CommError
-from lusca_comm.firewall import Exempt, Plan, apply, remove, render, render_commands
+from lusca_comm.firewall import Exempt, Plan, apply, kernel, remove, render, render_commands
 from lusca_comm.lab import Host, Topology
 
 needs_nft = pytest.mark.skipif(not shutil.which("nft"), reason="the program nft is not installed")
@@ -59,18 +60,31 @@ def test_the_ip_commands_do_what_apply_does(host: Host, name: str, plan: Plan) -
     assert [by_hand[part] for part in parts] == [applied[part] for part in parts]
 
 
-@needs_nft
-def test_a_long_list_of_networks_is_one_set(host: Host) -> None:
-    """Of more elements than an attribute can hold, or a socket may send at once by default."""
+def long_list() -> Plan:
     chance = random.Random(4)
     nets = [
         str(ipaddress.ip_network((chance.getrandbits(bits), length), strict=False))
         for bits, length in ((32, 24), (128, 48))
         for _ in range(3000)
     ]
-    plan = Plan(bypass=nets)
+    return Plan(bypass=nets)
+
+
+@needs_nft
+def test_a_long_list_of_networks_is_one_set(host: Host) -> None:
+    """Of more elements than one netlink attribute can hold."""
+    plan = long_list()
     with nothing_left(host), in_force(host, plan):
         assert host.check_output(["nft", "list", "ruleset"]) == render(plan)
+
+
+def test_more_than_a_socket_sends_at_once_is_named(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "_LARGEST_BATCH", 1 << 17)
+    with nothing_left(host), pytest.raises(CommError, match=r"net\.core\.wmem_max") as caught:
+        host.run(apply, long_list())
+    assert caught.value.errno == errno.EMSGSIZE
 
 
 def test_an_unknown_cgroup_is_named(host: Host) -> None:

@@ -34,7 +34,13 @@ class Finding(NamedTuple):
     mend: str = ""
 
 
-WILDCARD = {"ipv4": "0.0.0.0", "ipv6": "::"}
+WORK = {
+    "lookup": "SO_ORIGINAL_DST tells where a connection was going",
+    "listen": "transparent listeners, with the capabilities of this process",
+    "spoof": "connections in clients' names, with the capabilities of this process",
+    "mark": "connections with a mark, with the capabilities of this process",
+    "low port": "ports below 1024, with the capabilities of this process",
+}
 NAME = {"ipv4": "IPv4", "ipv6": "IPv6"}
 
 
@@ -42,7 +48,7 @@ def examine(plan: Plan) -> Iterator[Finding]:
     """Everything that this plan needs, in the order in which one would set it up."""
     if sys.platform != "linux":
         raise lc.CommError(errno.ENOSYS, f"doctor knows Linux; this is {sys.platform}")
-    yield from _engines(plan)
+    yield from _privileges(plan)
     if plan.forwarded:
         yield from _forwarding(plan)
     if plan.routed:
@@ -53,27 +59,20 @@ def examine(plan: Plan) -> Iterator[Finding]:
     yield from _listening(plan)
 
 
-def _engines(plan: Plan) -> Iterator[Finding]:
-    if plan.mode == "redirect":
-        (nat,) = (engine for engine in lc.engines() if engine.name == "netfilter")
-        if nat.errno:
-            yield Finding(State.MISSING, f"SO_ORIGINAL_DST: {nat.reason}", "modprobe nf_conntrack")
+def _privileges(plan: Plan) -> Iterator[Finding]:
+    needed = {
+        "lookup": plan.mode == "redirect",
+        "listen": plan.mode == "tproxy",
+        "spoof": plan.spoof,
+        "mark": plan.exempt.mark is not None,
+        "low port": plan.port < 1024,
+    }
+    for row in lc.preflight([feature for feature in needed if needed[feature]]):
+        what = WORK[row.feature]
+        if row.ok:
+            yield Finding(State.OK, what)
         else:
-            yield Finding(State.OK, "SO_ORIGINAL_DST tells where a connection was going")
-    if not plan.routed:
-        return
-    what = "transparent sockets, with the capabilities of this process"
-    loop = lc.Reactor()
-    for family in plan.families:
-        try:
-            sock = loop.comm_open(
-                address=(WILDCARD[family], 0), flags=lc.COMM_DOBIND | lc.COMM_TPROXY_LCL
-            )
-        except lc.CommError as why:
-            yield Finding(State.MISSING, f"{NAME[family]}: {what}: {why.strerror}")
-        else:
-            loop.comm_close(sock)
-            yield Finding(State.OK, f"{NAME[family]}: {what}")
+            yield Finding(State.MISSING, f"{what}: {row.missing}", row.mend)
 
 
 def _forwarding(plan: Plan) -> Iterator[Finding]:

@@ -30,6 +30,7 @@ import lusca_comm as lc
 from lusca_comm import credentials
 from lusca_comm.lab import Host, Lab
 from lusca_comm.lab import capabilities as caps
+from lusca_comm.plane import Plane
 from lusca_comm.privileges import DEFAULT_KEEP
 
 PR_GET_KEEPCAPS = 7  # linux/prctl.h
@@ -210,6 +211,22 @@ def test_threads(router: Host) -> None:
     assert len(threads) == 2
     for own in threads.values():
         assert_only(own, DEFAULT_KEEP)
+
+
+def test_a_data_plane(router: Host) -> None:
+    """Its thread is one that does not change along."""
+
+    def run() -> credentials.Credentials:
+        plane = Plane()
+        plane.fileno()
+        assert plane.started
+        with pytest.raises(lc.CommError, match="other threads run: lusca plane"):
+            lc.drop_privileges(None)
+        plane.stop()
+        lc.drop_privileges(None)
+        return credentials.own()
+
+    assert_only(router.run(run), DEFAULT_KEEP)
 
 
 # -- devices -------------------------------------------------------------------------------------

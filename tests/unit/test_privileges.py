@@ -8,6 +8,7 @@ import pwd
 import threading
 
 import pytest
+from kernel.labs import in_child
 
 from lusca_comm import credentials, privileges
 from lusca_comm.credentials import Credentials, bits_of
@@ -155,20 +156,24 @@ def test_an_id_that_the_namespace_has_not(namespace, file, text, gone):
 
 def test_other_threads():
     """Named, and nothing is changed; a thread that has ended is none."""
-    before = credentials.own()
-    go = threading.Event()
-    thread = threading.Thread(target=go.wait, name="the other one")
-    thread.start()
-    try:
-        with pytest.raises(CommError, match="other threads run: the other one") as why:
-            drop_privileges(None, keep=())
-        assert why.value.errno == errno.EBUSY
-        assert credentials.own() == before
-        assert preflight(["drop"])[0].ok is False
-    finally:
-        go.set()
-        thread.join()
-    assert credentials.other_threads() == []
+
+    def run() -> None:
+        before = credentials.own()
+        go = threading.Event()
+        thread = threading.Thread(target=go.wait, name="the other one")
+        thread.start()
+        try:
+            with pytest.raises(CommError, match="other threads run: the other one") as why:
+                drop_privileges(None, keep=())
+            assert why.value.errno == errno.EBUSY
+            assert credentials.own() == before
+            assert preflight(["drop"])[0].ok is False
+        finally:
+            go.set()
+            thread.join()
+        assert credentials.other_threads() == []
+
+    in_child(run)
 
 
 def test_without_proc(monkeypatch, tmp_path):

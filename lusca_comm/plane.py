@@ -227,11 +227,13 @@ class Plane:
     def counts(self, id: int) -> tuple[int, int]:
         """Bytes up and down of a relay under way; (0, 0) of any other."""
         out = self._counts
-        if lib.lc_plane_counts(self._plane, id, out, out + 1) < 0:
+        if self._plane is None or lib.lc_plane_counts(self._plane, id, out, out + 1) < 0:
             return 0, 0
         return out[0], out[1]
 
     def kill_id(self, id: int) -> None:
+        if self._plane is None:
+            return
         check(lib.lc_plane_kill(self._plane, id))
 
     def find(self, fd: int) -> Relay | None:
@@ -366,6 +368,12 @@ class Plane:
         """Ends every relay ("killed") and the thread. What has ended can still be fetched."""
         if self._plane is not None:
             check(lib.lc_plane_stop(self._plane))
+
+    def close(self) -> None:
+        """:meth:`stop`, and the descriptors are given back: what was not fetched is forgotten."""
+        plane, self._plane = self._plane, None
+        if plane is not None:
+            ffi.release(plane)
 
 
 def fill_pair(

@@ -80,6 +80,19 @@ class Relays(Buffered):
         self._batch: list[Relay] = []
         self._batch_holds: list[Any] = []  # what the pairs point to
 
+    def close(self) -> None:
+        """Gives poller, wake-up pipe and data plane back, until they are needed again. Sockets in
+        the table stay as they are; relays end ("killed"), and their ``on_done`` is called."""
+        self._check_thread()
+        self._hand_over()
+        if self.plane.started:
+            self.plane.stop()
+            self._completions()
+            self._watched.pop(self._plane_fd, None)
+            self.plane.close()
+            self._new_planes()
+        super().close()
+
     # -- the user's calls ----------------------------------------------------------------------
 
     def relay(

@@ -179,11 +179,18 @@ class Relays(Buffered):
         return entry
 
     def _entry(self, thing: Any) -> Entry:
+        self._refuse_relayed(thing)
+        return super()._entry(thing)
+
+    def comm_detach(self, sock: Any) -> Any:
+        self._refuse_relayed(sock)
+        return super().comm_detach(sock)
+
+    def _refuse_relayed(self, thing: Any) -> None:
         if self._relayed or isinstance(thing, int):
             self._check_thread()
             if self._held_by(thing) is not None:
                 raise CommError(errno.EBUSY, f"{thing!r} is in the middle of a relay")
-        return super()._entry(thing)
 
     def comm_add_close_handler(self, sock: Any, handler: Handler, data: Any = None) -> None:
         relay = None if isinstance(sock, int) else self._held_by(sock)

@@ -11,7 +11,6 @@ import os
 import select
 import socket
 import struct
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +26,6 @@ from lusca_comm import CommError, RelayResult
 
 __all__ = ["reactor"]
 
-MODULE: Any = sys.modules["lusca_comm.relay"]  # the package's own "relay" is the function
 
 
 class Ends:
@@ -256,15 +254,6 @@ def test_every_byte_arrives_and_none_beyond_a_limit(
         ends.close()
 
 
-def test_a_turns_last_read_is_written(ends: Ends) -> None:
-    """After a prefix the rounds of a turn end with a read; nothing else comes to wake the relay."""
-    size = MODULE._CHUNK * (MODULE._ROUNDS + 3)
-    thread = ends.send(ends.client, bytes(size))
-    ends.relay(prefix=b"prefix")
-    assert ends.receive(ends.origin, size + 6) == b"prefix" + bytes(size)
-    thread.join()
-
-
 def test_half_closed_the_other_direction_goes_on(ends: Ends) -> None:
     ends.relay()
     ends.client.send(b"request")
@@ -321,20 +310,6 @@ def test_counters_live(ends: Ends) -> None:
     ends.origin.send(b"123")
     ends.receive(ends.client, 3)
     assert (ends.relayed.up, ends.relayed.down) == (5, 3)
-    table = ends.reactor.table
-    assert (table.find(ends.ours).bytes_in, table.find(ends.ours).bytes_out) == (5, 3)
-    assert (table.find(ends.theirs).bytes_in, table.find(ends.theirs).bytes_out) == (3, 5)
-
-
-def test_deferred_one_side_is_not_read(ends: Ends) -> None:
-    ends.relay()
-    ends.reactor.settle()
-    ends.reactor.comm_defer(ends.ours)
-    ends.client.send(b"x")
-    ends.reactor.settle()
-    assert ends.relayed.up == 0
-    ends.reactor.comm_resume(ends.ours)
-    assert ends.receive(ends.origin, 1) == b"x"
 
 
 # -- ends ------------------------------------------------------------------------------------------
@@ -456,22 +431,6 @@ def test_a_lingering_close_of_a_side_kills(ends: Ends, side: str) -> None:
     assert len(ends.reactor.table) == 0
 
 
-def test_detaching_a_side_kills_and_gives_it_back(ends: Ends) -> None:
-    ends.relay()
-    ends.reactor.settle()
-    with ends.reactor.comm_detach(ends.ours) as ours:
-        assert ends.result.end == "killed"
-        assert was_reset(ends.origin)
-        ours.send(b"still there")
-        assert ends.client.recv(100) == b"still there"
-
-
-def test_the_deadline_of_a_side_kills(ends: Ends) -> None:
-    ends.relay()
-    ends.reactor.comm_set_timeout(ends.ours, 0.01)
-    assert ends.result.end == "killed"
-
-
 def test_close_handlers_run_at_the_end(ends: Ends) -> None:
     order: list[Any] = []
     for name, sock in (("client", ends.ours), ("upstream", ends.theirs)):
@@ -494,7 +453,7 @@ def test_a_close_handler_that_closes_the_other_side(ends: Ends) -> None:
 
 def test_an_on_done_that_raises(ends: Ends) -> None:
     ends.reactor.relay(ends.ours, ends.theirs, lambda result: 1 // 0).kill()
-    ends.reactor.settle()
+    ends.reactor.until(lambda: ends.reactor.raised)
     assert [type(why) for why, _ in ends.reactor.raised] == [ZeroDivisionError]
     ends.reactor.raised.clear()
 
@@ -554,12 +513,13 @@ def test_at_the_limit_nothing_that_was_read_is_lost(ends: Ends) -> None:
     size += fill(ends.origin)
     ends.client.send(b"x")
     ends.reactor.settle()
-    ends.client.settimeout(LIMIT)
+    ends.client.setblocking(False)
     got = b""
     while not ends.results:
         with contextlib.suppress(BlockingIOError):
-            got += ends.client.recv(65536, socket.MSG_DONTWAIT)
+            got += ends.client.recv(65536)
         ends.reactor.comm_select(1)
+    ends.client.settimeout(LIMIT)
     result = ends.result
     got += ends.receive(ends.client, result.down - len(got))
     result.upstream.settimeout(LIMIT)
@@ -605,11 +565,13 @@ def test_meanwhile_nobody_else_uses_the_sockets(ends: Ends) -> None:
         lambda: reactor.comm_set_select(sock, lc.COMM_SELECT_READ, print),
         lambda: reactor.comm_set_select(sock, lc.COMM_SELECT_WRITE, print),
         lambda: reactor.comm_connect(sock, ("127.0.0.1", 1), print),
+        lambda: reactor.comm_set_timeout(sock, 1),
+        lambda: reactor.comm_defer(sock),
+        lambda: reactor.comm_detach(sock),
     ):
         with pytest.raises(CommError) as caught:
             call()
         assert caught.value.errno == errno.EBUSY
-    reactor.comm_set_select(sock, lc.COMM_SELECT_READ, None)
     ends.client.send(b"x")
     assert ends.receive(ends.origin, 1) == b"x"
 

@@ -66,19 +66,22 @@ static void ask(struct lc_plane *p, struct relay *r)
     LC_ADD(p->asked, 1);
 }
 
-/* A connection that arrives at another port than its transparent listener's was delivered there by
- * TPROXY: REDIRECT and the client itself both name the listener's port. The kernel need not be
- * asked anything. */
-static int by_tproxy(const struct listener *l, const struct lc_accepted *got, struct lc_origin *o)
+/* Where the kernel need not be asked anything. A connection that arrives at another port than its
+ * transparent listener's was delivered there by TPROXY: REDIRECT and the client itself both name the
+ * listener's port. And the engine that trusts getsockname has its answer already. */
+static int is_plain(const struct listener *l, const struct lc_accepted *got, struct lc_origin *o)
 {
-    int row = lc_engine_row(&lc_tproxy4);
+    int tproxy = lc_engine_row(&lc_tproxy4), sockname = lc_engine_row(&lc_sockname);
+    int trusted = l->how.engine == sockname;
 
-    if (!l->transparent || got->me.family == 0 || got->me.port == l->at.port
-        || (l->how.engine >= 0 && l->how.engine != row))
+    if (got->me.family == 0)
+        return 0;
+    if (!trusted && (!l->transparent || got->me.port == l->at.port
+                     || (l->how.engine >= 0 && l->how.engine != tproxy)))
         return 0;
     memset(o, 0, sizeof *o);
-    o->engine = row;
-    o->transparent = 1;
+    o->engine = trusted ? sockname : tproxy;
+    o->transparent = l->transparent;
     o->own = -1;
     o->original = o->local = got->me;
     o->peer = got->peer;
@@ -90,7 +93,7 @@ static int find_out(struct lc_plane *p, const struct listener *l, const struct l
                     struct lc_origin *o)
 {
     int engine = l->how.engine;
-    int err = by_tproxy(l, got, o) ? 0 : lc_original(got->fd, engine, o);
+    int err = is_plain(l, got, o) ? 0 : lc_original(got->fd, engine, o);
     int sockname = o->engine == lc_engine_row(&lc_sockname);
 
     if (err == 0 && engine >= 0 && !o->translated && !sockname

@@ -69,7 +69,7 @@ WORKS: dict[str, Work] = {
     "bulk1": _bulk(1, 600 * MB),
     "bulk16": _bulk(16, 600 * MB),
     "bulk256": _bulk(256, 600 * MB),
-    "short": Work("short connections", "CPU ms each", ("short", "16", "4000")),
+    "short": Work("short connections", "CPU ms each", ("short", "64", "6000")),
     "ping": Work("small messages", "CPU µs each", ("ping", "16", "1000")),
     "idle": Work("idle pairs", "bytes of RSS each", ("idle", "5000"), rounds=3),
     "p99": Work("p99 of small messages", "µs", ("ping", "16", "1000")),

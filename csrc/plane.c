@@ -33,6 +33,8 @@ static void tell_time(struct lc_plane *p)
     p->now = p->now_ns / 1000000u;
 }
 
+enum { TURNS = 16 };     /* that news is kept back at most */
+
 /* -- commands -------------------------------------------------------------------------------- */
 
 int lc_reserve(struct lc_plane *p, size_t n)
@@ -147,13 +149,23 @@ static void obey_all(struct lc_plane *p)
 
 /* -- completions ----------------------------------------------------------------------------- */
 
-/* What has ended in this turn is told at once; the user is woken once. */
+static int has_drained(const struct lc_plane *p)
+{
+    return p->draining && LC_GET(p->live) == 0;
+}
+
+static int has_news(const struct lc_plane *p)
+{
+    return p->ended != LC_NONE || has_drained(p);
+}
+
+/* The user is woken once for all there is. */
 static void tell(struct lc_plane *p)
 {
     uint32_t slot = p->ended, tail;
-    int quiet, drained = p->draining && LC_GET(p->live) == 0;
+    int quiet, drained = has_drained(p);
 
-    if (slot == LC_NONE && !drained)
+    if (!has_news(p))
         return;
     p->ended = LC_NONE;
     pthread_mutex_lock(&p->lock);
@@ -238,14 +250,14 @@ static void *life(void *plane)
     struct lc_plane *p = plane;
     struct relay *r;
     uint32_t left;
-    int n;
+    int n, kept = 0;
 
 #ifdef __linux__
     (void)pthread_setname_np(pthread_self(), "lusca plane");
 #endif
     tell_time(p);
     while (!p->stopping) {
-        n = lc_poll_wait(p, patience(p));
+        n = lc_poll_wait(p, has_news(p) ? 0 : patience(p));
         tell_time(p);
         if (meet_events(p, n))
             obey_all(p);
@@ -256,7 +268,12 @@ static void *life(void *plane)
         /* One turn for each that waits now; who has more to do goes to the end of the line. */
         for (left = p->n_ready; left > 0 && p->ready != LC_NONE; left--)
             lc_relay_run(p, lc_slot(p, p->ready));
-        tell(p);
+        /* News waits until nothing else is ready, but for a few turns at most: to wake the user for
+         * each is to switch threads for each, where both share a core. */
+        if (n == 0 || ++kept >= TURNS) {
+            tell(p);
+            kept = 0;
+        }
     }
     end_everything(p);
     tell(p);

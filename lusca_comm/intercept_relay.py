@@ -4,6 +4,7 @@ Python is woken only for what the policy leaves to it."""
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -24,22 +25,44 @@ from .sockets import socket_of
 __all__ = ["InterceptRelay", "InterceptRelays", "Question"]
 
 
+# Many answers name the same few places; nobody changes the structures.
+@functools.lru_cache(maxsize=256)
+def _shim_of(*to: Any) -> Any:
+    return to_shim(to)
+
+
+# struct lc_done: the original destination stands behind the peer
+_ENDS = 2 * ffi.sizeof("struct lc_addr")
+
+
 class Question:
     """A connection that the policy leaves to ``decide``. It is answered once, in ``decide`` or
     later; until then the client waits, and nothing of it has been read."""
 
-    __slots__ = ("_fd", "_id", "_listener", "engine", "original", "peer")
+    __slots__ = ("_ends", "_engine", "_fd", "_id", "_listener")
 
     def __init__(self, listener: InterceptRelay, done: Any) -> None:
         self._listener = listener
         self._id: int = done.id
         self._fd: int = done.client
-        self.peer: Address | None = from_shim(done.peer)
+        self._engine: int = done.engine
+        # As they are: many a decision looks at one of them, or at none.
+        self._ends: bytes = ffi.buffer(ffi.addressof(done, "peer"), _ENDS)[:]
+
+    @property
+    def peer(self) -> Address | None:
         """The client."""
-        self.original: Address | None = from_shim(done.original)
+        return from_shim(ffi.from_buffer("struct lc_addr *", self._ends))
+
+    @property
+    def original(self) -> Address | None:
         """Where it was going."""
-        self.engine: str = engines.name_of(done.engine)
-        """Who told."""
+        return from_shim(ffi.from_buffer("struct lc_addr[2]", self._ends)[1])
+
+    @property
+    def engine(self) -> str:
+        """Who told where it was going."""
+        return engines.name_of(self._engine)
 
     @property
     def answered(self) -> bool:
@@ -64,7 +87,7 @@ class Question:
         return self._listener._take(id, fd)
 
     def _answer(self, action: int, to: Address | None = None) -> None:
-        there = None if to is None else to_shim(to)
+        there = None if to is None else _shim_of(*to)
         self._used()
         self._listener._answers.append((self._id, action, there))
         self._listener._soon()

@@ -1,0 +1,89 @@
+"""The command's arguments, and what it draws."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lusca_comm import Totals
+from lusca_comm.cli import main
+from lusca_comm.cli.relay import address
+from lusca_comm.cli.relay.screen import NOTHING, add, in_words, size
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.0.0.0:3129", ("0.0.0.0", 3129)),
+        ("[::]:1", ("::", 1)),
+        ("[fe80::1%lan0]:65535", ("fe80::1%lan0", 65535)),
+    ],
+)
+def test_an_address(text: str, expected: tuple[str, int]) -> None:
+    assert address(text) == expected
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        *(["--listen", text] for text in ("", ":", ":80", "::", "::1:80", "1.2.3.4", "[::1]")),
+        *(["--listen", f"1.2.3.4:{port}"] for port in ("0", "65536", "http", "-1", "\u0663")),
+        *(["--listen", "1.2.3.4:80", "--workers", count] for count in ("0", "-1", "x", "1025")),
+        *(["--listen", "1.2.3.4:80", "--idle", time] for time in ("0", "-1", "nan", "inf", "x")),
+        *(["--listen", "1.2.3.4:80", "--mark", mark] for mark in ("-1", "0x100000000", "x")),
+        ["--listen", "1.2.3.4:80", "policy"],
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["relay", *argv])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: lusca-comm")
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--engine", "magic"], "no engine 'magic'"),
+        (["--policy", "/nonexistent/policy"], "/nonexistent/policy: No such file or directory"),
+        (["--user", "no such user"], "no user 'no such user'"),
+    ],
+)
+def test_what_stops_the_start(
+    argv: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["relay", "--listen", "127.0.0.1:3131", "--redirect-only", *argv]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("lusca-comm: ")
+    assert text in err
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (1_500_000_000, "1.5 GB"),
+        (2_000 * 10**12, "2.0 PB"),
+    ],
+)
+def test_a_size(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@given(st.integers(0, 10**15))
+def test_any_size_is_short(count: int) -> None:
+    assert len(size(count)) <= 8
+
+
+def test_counters_in_words() -> None:
+    some = NOTHING._replace(accepted=2, up=5)
+    assert in_words(add(some, some)).startswith("accepted 4, relayed 0, ")
+    assert [pair.split()[0] for pair in in_words(some).split(", ")] == list(Totals._fields)

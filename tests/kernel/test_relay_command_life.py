@@ -128,12 +128,18 @@ def test_what_waits_for_a_worker_that_dies_is_served(three_hosts: Topology, tmp_
     service = Service(net.router, tmp_path).ready()
     (pid,) = service.pids()
     os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: stopped(pid), 20, "its threads at rest")
     running = net.client.start(lambda channel: fetch(V4, net.origin_ip[V4]))
     wait_for(lambda: net.router.run(queued) == 1, 20, "the connection in the queue")
     os.kill(pid, signal.SIGKILL)
     assert running.result().body == b"hello"
     service.count(accepted=1, relayed=1)
     assert service.end() == 0
+
+
+def stopped(pid: int) -> bool:
+    tasks = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(task.read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
 
 
 def queued() -> int:

@@ -1,6 +1,11 @@
-"""The command's arguments, and what it draws."""
+"""``lusca-comm relay``: its arguments, what it draws, and what its page shows."""
 
 from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,8 +13,9 @@ from hypothesis import strategies as st
 
 from lusca_comm import Totals
 from lusca_comm.cli import main
-from lusca_comm.cli.relay import address
+from lusca_comm.cli.relay import add_parser, address
 from lusca_comm.cli.relay.screen import NOTHING, add, in_words, size
+from lusca_comm.policy_file import parse_policy
 
 
 @pytest.mark.parametrize(
@@ -87,3 +93,20 @@ def test_counters_in_words() -> None:
     some = NOTHING._replace(accepted=2, up=5)
     assert in_words(add(some, some)).startswith("accepted 4, relayed 0, ")
     assert [pair.split()[0] for pair in in_words(some).split(", ")] == list(Totals._fields)
+
+
+def test_what_the_documentation_shows() -> None:
+    """The policy is one, and the commands are understood."""
+    text = (Path(__file__).parents[2] / "docs/relay.md").read_text()
+    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert [rule.action for rule in parse_policy(blocks["text"])] == [
+        *("deny", "relay", "relay", "relay", "spoof", "deny")
+    ]
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    (started,) = re.findall(r"^ExecStart=\S+/lusca-comm (.*)", blocks["ini"], re.MULTILINE)
+    (typed,) = re.findall(r"^lusca-comm (relay .*)", blocks["sh"], re.MULTILINE)
+    for line in (started, typed):
+        options = parser.parse_args(shlex.split(line))
+        assert options.listen == [("0.0.0.0", 3129), ("::", 3129)]
+        assert options.workers == 2

@@ -203,6 +203,21 @@ def test_without_the_privilege_it_says_what_helps(three_hosts: Topology, tmp_pat
     service.said("CAP_NET_ADMIN or CAP_NET_RAW")
 
 
+def test_a_log_that_nobody_reads_ends_nothing(three_hosts: Topology, tmp_path: Path) -> None:
+    net = three_hosts
+    intercept(net.router, port=PROXY_PORT)
+    read, write = os.pipe()
+    program = net.router.popen([*COMMAND, *LISTEN], stderr=write, env=ENVIRONMENT)
+    os.close(write)
+    with os.fdopen(read) as log:
+        assert "ready on" in log.readline()
+    assert net.client.run(fetch, V4, net.origin_ip[V4]).errno == errno.ECONNRESET  # a line of log
+    serve_origin(net, V4)
+    assert net.client.run(fetch, V4, net.origin_ip[V4]).source == net.router_origin_ip[V4]
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(30) == 0
+
+
 def test_a_second_service_on_the_port_is_refused(three_hosts: Topology, tmp_path: Path) -> None:
     """SO_REUSEPORT would let it in, and half of the connections go astray."""
     first, second = tmp_path / "first", tmp_path / "second"

@@ -148,6 +148,17 @@ def queued() -> int:
     return sum(int(line.split()[4].split(":")[1], 16) for line in lines if line.split()[3] == "0A")
 
 
+def test_a_worker_that_does_not_answer_is_named(three_hosts: Topology, tmp_path: Path) -> None:
+    service = Service(three_hosts.router, tmp_path, "--workers", "2").ready()
+    pid, other = service.pids()
+    os.kill(pid, signal.SIGSTOP)
+    service.send(signal.SIGUSR1)
+    service.said(f"worker 0 (process {pid}) (does not answer): accepted 0, ")
+    service.said(f"worker 1 (process {other}): accepted 0, ")
+    os.kill(pid, signal.SIGCONT)
+    assert service.end() == 0
+
+
 def test_each_worker_has_a_core(three_hosts: Topology, tmp_path: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     service = Service(three_hosts.router, tmp_path, "--workers", "3").ready()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from hypothesis import strategies as st
 
 from lusca_comm import Totals
 from lusca_comm.cli import main
-from lusca_comm.cli.relay import add_parser, address
+from lusca_comm.cli.relay import add_parser, address, service
 from lusca_comm.cli.relay.screen import NOTHING, add, in_words, size
+from lusca_comm.cli.relay.worker import Settings
 from lusca_comm.policy_file import parse_policy
+from lusca_comm.workers import Seat
 
 
 @pytest.mark.parametrize(
@@ -66,6 +70,53 @@ def test_what_stops_the_start(
     assert out == ""
     assert err.startswith("lusca-comm: ")
     assert text in err
+
+
+HERE = ["relay", "--listen", "127.0.0.1:3131", "--redirect-only", "--workers", "2"]
+
+
+def test_workers_that_can_not_begin_are_not_started_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begin(seat: Seat, settings: Settings) -> int:
+        if seat.number == 1:
+            seat.channel.send(("log", "why not"))
+            return 1
+        seat.channel.send(("ready", None))
+        return int(seat.channel.recv() != ("stop", None))
+
+    monkeypatch.setattr(service, "work", begin)
+    assert main(HERE) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "relay: worker 1: why not",
+        "relay: worker 1 ended with status 1",
+    ]
+
+
+def test_workers_that_do_not_obey_are_killed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hang(seat: Seat, settings: Settings) -> int:
+        seat.channel.send(("ready", None))
+        while seat.channel.recv()[0] != "drain":
+            pass
+        while True:
+            signal.pause()
+
+    def ready(self: service.Service, number: int, message: tuple[str, object]) -> None:
+        hear(self, number, message)
+        if self._serving:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hear = service.Service._on_message
+    monkeypatch.setattr(service.Service, "_on_message", ready)
+    monkeypatch.setattr(service, "work", hang)
+    monkeypatch.setattr(service, "GRACE", 0.1)
+    assert main([*HERE, "--drain-timeout", "0.1"]) == 3
+    err = capsys.readouterr().err
+    assert "relays that have not ended are reset" in err
+    assert [f"worker {number} was killed by SIGKILL" in err for number in (0, 1)] == [True, True]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(

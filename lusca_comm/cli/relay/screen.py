@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -70,7 +71,8 @@ class Screen:
     def say(self, text: str) -> None:
         """A line, above the table where there is one."""
         if self._live is None:
-            print(f"relay: {text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # a log that nobody reads ends no relay
+                print(f"relay: {text}", file=sys.stderr, flush=True)
         else:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 

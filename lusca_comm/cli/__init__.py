@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from lusca_comm import __version__
 from lusca_comm.errors import CommError
 
-from . import demo, doctor, engines, rules
+from . import demo, doctor, engines, relay, rules
 
 __all__ = ["main"]
 
-COMMANDS = (demo, rules, engines, doctor)
+COMMANDS = (demo, relay, rules, engines, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

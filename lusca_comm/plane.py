@@ -55,8 +55,12 @@ def check_arguments(
     if not callable(on_done):
         raise TypeError(f"on_done {on_done!r} is not callable")
     for limit in limits:
-        if limit is not None and limit < 0:
-            raise CommError(errno.EINVAL, "limits are not negative")
+        if limit is None:
+            continue
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"a limit is a number of bytes, not {limit!r}")
+        if not 0 <= limit < 1 << 63:
+            raise CommError(errno.EINVAL, f"limit {limit} is negative, or has more than 63 bits")
     for seconds in times:
         if seconds is not None and seconds_of(seconds, "idle, total or timeout") < 0:
             raise CommError(errno.EINVAL, "times are not negative")

@@ -595,6 +595,10 @@ def test_plain_numbers_are_taken_over(ends: Ends) -> None:
     [
         ({"limit_up": -1}, CommError),
         ({"limit_down": -1}, CommError),
+        ({"limit_up": 1.5}, TypeError),
+        ({"limit_down": "1"}, TypeError),
+        ({"limit_down": True}, TypeError),
+        ({"limit_up": 1 << 63}, CommError),
         ({"idle": -1}, CommError),
         ({"total": float("nan")}, CommError),
         ({"idle": "1"}, TypeError),

@@ -92,6 +92,8 @@ class Buffered(Connects):
         :param size: bytes at most.
         :raises CommError: EINVAL, EBADF, EBUSY while another comm_read or a relay has the slot.
         """
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"size is a number of bytes, not {size!r}")
         if size <= 0:
             raise CommError(errno.EINVAL, "size is a number of bytes above 0")
         if not callable(callback):

@@ -10,6 +10,7 @@ goes there in the client's name, :mod:`~lusca_comm.connect` connects it,
 from __future__ import annotations
 
 from .datagram import Datagrams
+from .intercept import original_destination
 from .intercept_relay import InterceptRelays
 from .options import Options
 
@@ -19,6 +20,8 @@ __all__ = ["Reactor", "default_reactor"]
 class Reactor(Datagrams, InterceptRelays, Options):
     """A loop with every ``comm_`` call. The functions of :mod:`lusca_comm` are those of
     ``default_reactor``."""
+
+    original_destination = staticmethod(original_destination)
 
 
 default_reactor = Reactor()

@@ -318,7 +318,7 @@ class Datagrams(Relays):
 
     def _send(self, entry: Entry, to: Any, source: Any, data: Any) -> int:
         self.system_calls["write"] += 1
-        content = ffi.from_buffer("char[]", data)
+        content = ffi.from_buffer("char[]", memoryview(data))
         sent = int(lib.lc_send(entry.fd, content, len(content), to, source))
         if sent < 0:
             raise _send_error(-sent, from_shim(to))

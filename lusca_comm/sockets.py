@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import time
@@ -154,7 +155,11 @@ class Sockets(Closing):
             system can do that (TCP_DEFER_ACCEPT, the "dataready" filter). Not for protocols in
             which the server speaks first.
         """
-        seconds = 0 if defer is None else round(min(max(1.0, seconds_of(defer, "defer")), 86400))
+        seconds = 0
+        if defer is not None:
+            if seconds_of(defer, "defer") < 0:
+                raise CommError(errno.EINVAL, "defer is not negative")
+            seconds = math.ceil(min(defer, 86400))
         entry = self._entry(sock)
         self._unblock(entry)
         err = lib.lc_listen(entry.fd, entry.request or ffi.NULL, _BACKLOG, seconds)

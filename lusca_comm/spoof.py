@@ -93,6 +93,8 @@ def request_for(
             request.device = _device(device)
     except OverflowError as why:
         raise CommError(errno.EINVAL, f"proto, tos or mark is out of range: {why}") from why
+    if not 0 <= tos <= 255:
+        raise CommError(errno.EINVAL, f"tos {tos} is outside 0-255")
     request.family = 6 if family == socket.AF_INET6 else 4
     if address is not None:
         to_shim(address, request.address)

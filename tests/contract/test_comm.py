@@ -156,6 +156,14 @@ def test_a_number_that_fdopen_refuses_stays_the_callers(reactor: Watched) -> Non
     os.close(w)
 
 
+def test_a_reactor_has_every_function_of_the_module(reactor: Watched) -> None:
+    calls = [name for name in lc.__all__ if name.startswith("comm_")]
+    calls += ["call_soon_threadsafe", "intercept_relay", "original_destination", "relay", "run"]
+    for name in calls:
+        assert callable(getattr(lc, name))
+        assert callable(getattr(reactor, name)), name
+
+
 def test_defer_waits_for_the_first_bytes(reactor: Watched) -> None:
     listener = reactor.comm_open(address=LOOPBACK)
     reactor.comm_listen(listener, defer=30)
@@ -169,6 +177,13 @@ def test_defer_waits_for_the_first_bytes(reactor: Watched) -> None:
         while got is None:
             got = reactor.comm_accept(listener)
         assert got.sock.recv(1) == b"x"
+
+
+def test_no_seconds_do_not_defer(reactor: Watched) -> None:
+    listener = reactor.comm_open(address=LOOPBACK)
+    reactor.comm_listen(listener, defer=0)
+    with socket.create_connection(listener.getsockname()):
+        assert reactor.comm_accept(listener) is not None
 
 
 # -- connect ---------------------------------------------------------------------------------------

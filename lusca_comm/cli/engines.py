@@ -12,7 +12,7 @@ from lusca_comm.engines import named, spoofer
 __all__ = ["add_parser"]
 
 ABILITIES = ("lookup", "listen", "spoof", "tcp", "udp", "ipv4", "ipv6")
-ROW = "{:<10}  {:<19}  {}"
+ROW = "{:<10}  {:<19}  {:<37}  {}"
 
 
 def add_parser(commands: Any) -> None:
@@ -30,13 +30,11 @@ def add_parser(commands: Any) -> None:
 
 def run(_: argparse.Namespace) -> int:
     used = chosen()
-    print(ROW.format("ENGINE", "USED FOR", "CAN"))
+    print(ROW.format("ENGINE", "USED FOR", "CAN", "ABSENT BECAUSE").rstrip())
     for engine in engines():
         can = " ".join(name for name in ABILITIES if name in engine.abilities)
-        if engine.errno:
-            print(ROW.format(engine.name, "absent", engine.reason))
-        else:
-            print(ROW.format(engine.name, used[engine.name], can))
+        purpose = "absent" if engine.errno else used[engine.name]
+        print(ROW.format(engine.name, purpose, can, engine.reason).rstrip())
     if name := os.environ.get("LUSCA_COMM_ENGINE"):
         print(f"\nLUSCA_COMM_ENGINE={name} made this choice.")
     return 0

@@ -20,6 +20,7 @@ enum {
     LC_COPY = 65160,            /* bytes of a copy: a multiple of the usual MSS */
     LC_BIG = 16384,             /* two reads of this many bytes make a flow a bulk flow */
     LC_BUDGET = 1 << 20,        /* bytes of one relay's turn */
+    LC_LOOK = 1000,             /* milliseconds between two looks at what the kernel relays */
     LC_EVENTS = 256,
     LC_LISTENERS = 64
 };
@@ -39,10 +40,11 @@ enum {
     BROKEN = 64         /* an error is to be fetched */
 };
 
-/* What one direction has read and not written yet: bytes, or a pipe. */
+/* What one direction has read and not written yet: bytes, or a pipe; or its source, while the
+ * kernel alone moves its bytes (SO_SPLICE). */
 struct hold {
     int pipe[2];        /* -1: bytes */
-    size_t size, done;
+    size_t size, done;  /* SO_SPLICE: `done` are counted, modulo the size_t */
     uint8_t bytes[];
 };
 
@@ -179,6 +181,7 @@ struct relay *lc_timer_due(struct lc_plane *p);     /* the first one that is due
 int lc_relay_start(struct lc_plane *p, struct relay *r);
 void lc_relay_run(struct lc_plane *p, struct relay *r);
 void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int side);
+void lc_relay_broke(struct lc_plane *p, struct relay *r, int side, int err);
 void lc_relay_timer(struct lc_plane *p, struct relay *r);
 void lc_ready(struct lc_plane *p, struct relay *r);
 void lc_finished(struct lc_plane *p, struct relay *r);      /* to be told at the turn's end */
@@ -217,7 +220,10 @@ void lc_bell_close(int bell[2]);
 ssize_t lc_bulk(struct lc_plane *p, struct relay *r, int d, size_t most, int *sink);
 /* What a held pipe has left goes to the sink: 0 all, -EAGAIN, -errno. */
 int lc_bulk_drain(struct lc_plane *p, struct relay *r, int d);
-void lc_bulk_drop(struct hold *h);
+/* Bytes that moved without the thread are counted: 0: none ever do. */
+int lc_bulk_look(struct lc_plane *p, struct relay *r, int d);
+/* The hold has left the relay, its memory is the caller's. */
+void lc_bulk_drop(struct lc_plane *p, struct relay *r, int d, struct hold *h);
 void lc_bulk_close(struct lc_plane *p);
 
 #ifndef MSG_NOSIGNAL

@@ -1,7 +1,17 @@
-/* kqueue(2); bytes by copying. A wake-up is a pipe.
+/* kqueue(2); bytes by copying, and by SO_SPLICE where it is (OpenBSD, FreeBSD since 14.2). A wake-up
+ * is a pipe.
  *
  * EV_CLEAR reports changes, as EPOLLET does; EV_EOF on the read filter is the peer's end, on the
- * write filter a side that takes nothing more. */
+ * write filter a side that takes nothing more.
+ *
+ * FACT: a spliced source has no read event and its sink no write event, until the splice is
+ * dissolved: by its maximum, its source's end, an error, or sp_fd -1 (sosplice(9); getsockopt(2) of
+ * FreeBSD). What it moved can be asked for until the socket is spliced again.
+ *
+ * So a splice is a lease: an event of its source, its limit, or LC_LOOK without a byte dissolves it,
+ * and copying goes on where it stopped: it finds the end or the error, or two big reads that begin
+ * the next splice. sp_idle is not used: FreeBSD counts it from the beginning of the splice.
+ */
 #ifndef __linux__
 #include "plane.h"
 
@@ -9,6 +19,7 @@
 #include <sys/event.h>
 #include <sys/time.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #ifdef __NetBSD__
@@ -126,6 +137,108 @@ int lc_plane_fault(int call, int err, int skip, int times)
     return -ENOTSUP;
 }
 
+#ifdef SO_SPLICE
+
+/* The bytes since the last count. */
+static size_t count(struct lc_plane *p, struct relay *r, int d, struct hold *h)
+{
+    off_t moved = 0;
+    socklen_t len = sizeof moved;
+    size_t n;
+
+    if (getsockopt(h->pipe[0], SOL_SOCKET, SO_SPLICE, &moved, &len) < 0)
+        return 0;
+    n = (size_t)moved - h->done;
+    h->done += n;
+    LC_ADD(r->count[d], n);
+    if (d == 0)
+        LC_ADD(p->up, n);
+    else
+        LC_ADD(p->down, n);
+    return n;
+}
+
+/* -EAGAIN: the kernel has the direction. What has come to its end is left to copying. */
+ssize_t lc_bulk(struct lc_plane *p, struct relay *r, int d, size_t most, int *sink)
+{
+    struct splice on = {.sp_fd = LC_GET(r->fd[!d])};
+    uint64_t look = p->now + LC_LOOK;
+    struct hold *h;
+
+    (void)most, (void)sink;
+    if (r->side[d] & HUNG)
+        return -ENOTSUP;
+    if (r->limit[d] != UINT64_MAX)
+        on.sp_max = (off_t)(r->limit[d] - LC_GET(r->count[d]));
+    if ((r->place == 0 || p->heap[r->place - 1].due > look) && lc_timer_set(p, r, look) < 0)
+        return -ENOTSUP;
+    if ((h = lc_hold_bytes(NULL, 0)) == NULL)
+        return -ENOTSUP;
+    h->pipe[0] = LC_GET(r->fd[d]);
+    if (setsockopt(h->pipe[0], SOL_SOCKET, SO_SPLICE, &on, sizeof on) < 0) {
+        free(h);
+        r->side[d] |= NO_SPLICE;    /* not TCP on both sides, or an older kernel */
+        return -ENOTSUP;
+    }
+    r->hold[d] = h;
+    return -EAGAIN;
+}
+
+/* FACT: OpenBSD leaves a sink's error on the source as well; FreeBSD leaves it nowhere, and what it
+ * could not send is gone. So the sink is asked first, and a write of nothing tells one that has been
+ * shut. The source's own error is left to be read, but for the EFBIG of a maximum. */
+int lc_bulk_drain(struct lc_plane *p, struct relay *r, int d)
+{
+    struct hold *h = r->hold[d];
+    int from = h->pipe[0], to = LC_GET(r->fd[!d]), err;
+
+    (void)count(p, r, d, h);
+    if (!(r->side[d] & READABLE) && !r->limited && LC_GET(r->count[d]) < r->limit[d])
+        return -EAGAIN;
+    r->hold[d] = NULL;
+    lc_bulk_drop(p, r, d, h);
+    free(h);
+    r->big[d] = 0;
+    r->side[d] |= READABLE;     /* its events went to the splice */
+    err = lc_error(to);
+    if ((err == 0 || err == EFBIG) && send(to, "", 0, MSG_NOSIGNAL) < 0)
+        err = errno;
+    if (err > 0 && err != EAGAIN && err != EFBIG)
+        return -err;
+    if (LC_GET(r->count[d]) < r->limit[d])
+        return 0;
+    err = lc_error(from);
+    if (err <= 0 || err == EFBIG)
+        return 0;
+    lc_relay_broke(p, r, d, err);
+    return -EAGAIN;
+}
+
+int lc_bulk_look(struct lc_plane *p, struct relay *r, int d)
+{
+    struct hold *h = r->hold[d];
+
+    if (h == NULL || h->pipe[0] < 0)
+        return 0;
+    if (count(p, r, d, h) > 0)
+        r->last = p->now;
+    else
+        r->side[d] |= READABLE;
+    lc_ready(p, r);
+    return 1;
+}
+
+/* Once the option has been set nothing moves any more. It fails where the splice is over. */
+void lc_bulk_drop(struct lc_plane *p, struct relay *r, int d, struct hold *h)
+{
+    struct splice off = {.sp_fd = -1};
+
+    (void)setsockopt(h->pipe[0], SOL_SOCKET, SO_SPLICE, &off, sizeof off);
+    (void)count(p, r, d, h);
+}
+
+#else
+
 ssize_t lc_bulk(struct lc_plane *p, struct relay *r, int d, size_t most, int *sink)
 {
     (void)p, (void)r, (void)d, (void)most, (void)sink;
@@ -138,10 +251,18 @@ int lc_bulk_drain(struct lc_plane *p, struct relay *r, int d)
     return -ENOTSUP;
 }
 
-void lc_bulk_drop(struct hold *h)
+int lc_bulk_look(struct lc_plane *p, struct relay *r, int d)
 {
-    (void)h;
+    (void)p, (void)r, (void)d;
+    return 0;
 }
+
+void lc_bulk_drop(struct lc_plane *p, struct relay *r, int d, struct hold *h)
+{
+    (void)p, (void)r, (void)d, (void)h;
+}
+
+#endif
 
 void lc_bulk_close(struct lc_plane *p)
 {

@@ -63,13 +63,13 @@ struct hold *lc_hold_bytes(const uint8_t *bytes, size_t size)
     return h;
 }
 
-static void drop_hold(struct relay *r, int d)
+static void drop_hold(struct lc_plane *p, struct relay *r, int d)
 {
     struct hold *h = r->hold[d];
 
     r->hold[d] = NULL;
     if (h != NULL && h->pipe[0] >= 0)
-        lc_bulk_drop(h);
+        lc_bulk_drop(p, r, d, h);
     free(h);
 }
 
@@ -115,7 +115,7 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
     if (what == LC_END_CONNECT)
         LC_ADD(p->failed, 1);
     for (d = 0; d < 2; d++) {
-        drop_hold(r, d);
+        drop_hold(p, r, d);
         part(p, r, d, what);
     }
     free(r->job);
@@ -132,7 +132,7 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
         p->resume = p->now;     /* a listener out of descriptors may have one now */
 }
 
-static void broke(struct lc_plane *p, struct relay *r, int side, int err)
+void lc_relay_broke(struct lc_plane *p, struct relay *r, int side, int err)
 {
     int reset = err == ECONNRESET || err == EPIPE || err == ECONNABORTED;
 
@@ -151,7 +151,8 @@ static uint64_t due(const struct relay *r)
 
 void lc_relay_timer(struct lc_plane *p, struct relay *r)
 {
-    uint64_t when;
+    uint64_t when, look = UINT64_MAX;
+    int d;
 
     if (r->state == CONNECTING) {
         lc_relay_end(p, r, LC_END_CONNECT, ETIMEDOUT, 2);
@@ -159,9 +160,14 @@ void lc_relay_timer(struct lc_plane *p, struct relay *r)
     }
     if (r->state != RELAYING)
         return;
+    for (d = 0; d < 2; d++)
+        if (lc_bulk_look(p, r, d))
+            look = p->now + LC_LOOK;
     when = due(r);
     if (when > p->now) {
-        if (lc_timer_set(p, r, when) < 0)
+        if (look < when)
+            when = look;
+        if (when != UINT64_MAX && lc_timer_set(p, r, when) < 0)
             lc_relay_end(p, r, LC_END_ERROR, ENOMEM, 0);
         return;
     }
@@ -195,7 +201,9 @@ static size_t push(struct lc_plane *p, struct relay *r, int d, const uint8_t *by
             sent += (size_t)n;
             continue;
         }
-        if (errno == EINTR)
+        /* FACT: OpenBSD tells of a splice at its maximum by EFBIG, left on its source for the next
+         * call of any kind (sosplice(9)). */
+        if (errno == EINTR || errno == EFBIG)
             continue;
         if (errno == EAGAIN)
             r->side[!d] &= (uint8_t)~WRITABLE;
@@ -232,7 +240,7 @@ static int drain(struct lc_plane *p, struct relay *r, int d)
         return -err;
     if (h->done < h->size)
         return -EAGAIN;
-    drop_hold(r, d);
+    drop_hold(p, r, d);
     return 0;
 }
 
@@ -289,7 +297,7 @@ static void pump(struct lc_plane *p, struct relay *r, int d, size_t *budget)
         if (r->hold[d] != NULL) {
             err = drain(p, r, d);
             if (err < 0 && err != -EAGAIN)
-                broke(p, r, !d, -err);
+                lc_relay_broke(p, r, !d, -err);
             if (err < 0)
                 return;
             continue;
@@ -299,6 +307,8 @@ static void pump(struct lc_plane *p, struct relay *r, int d, size_t *budget)
         if (left == 0) {
             r->side[d] |= FINISHED;
             r->limited = (uint8_t)limits_reached(r);
+            if (r->limited)
+                lc_ready(p, r);     /* the other direction may be moving without the thread */
             return;
         }
         if (!(r->side[d] & READABLE))
@@ -316,7 +326,7 @@ static void pump(struct lc_plane *p, struct relay *r, int d, size_t *budget)
             return;
         }
         if (n < 0) {
-            broke(p, r, d, (int)-n);
+            lc_relay_broke(p, r, d, (int)-n);
             return;
         }
         if (n == 0) {
@@ -327,7 +337,7 @@ static void pump(struct lc_plane *p, struct relay *r, int d, size_t *budget)
         r->big[d] = (uint8_t)(n < LC_BIG ? 0 : r->big[d] < 2 ? r->big[d] + 1 : 2);
         *budget -= (size_t)n < *budget ? (size_t)n : *budget;
         if (sink != 0)
-            broke(p, r, !d, sink);
+            lc_relay_broke(p, r, !d, sink);
     }
 }
 
@@ -341,7 +351,7 @@ static void look_for_error(struct lc_plane *p, struct relay *r, int side)
         return;                 /* reading brings it, behind the last byte */
     err = lc_error(LC_GET(r->fd[side]));
     if (err > 0)
-        broke(p, r, side, err);
+        lc_relay_broke(p, r, side, err);
 }
 
 void lc_relay_run(struct lc_plane *p, struct relay *r)

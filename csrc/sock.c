@@ -373,7 +373,13 @@ int lc_connect(int fd, const struct lc_addr *to)
     len = lc_to_sockaddr(to, ss.ss_family, &ss);
     if (len == 0)
         return -EAFNOSUPPORT;
-    return connect(fd, (struct sockaddr *)&ss, len) < 0 ? -errno : 0;
+    if (connect(fd, (struct sockaddr *)&ss, len) == 0)
+        return 0;
+    if (errno != EINPROGRESS)
+        return -errno;
+    /* On one machine the handshake is over by now, and nobody need wait to be told so. */
+    len = sizeof ss;
+    return getpeername(fd, (struct sockaddr *)&ss, &len) == 0 ? 0 : -EINPROGRESS;
 }
 
 /* Linux takes the option before listen(2), FreeBSD its filter only after (accf_data(9)). Elsewhere

@@ -8,6 +8,7 @@ In: ``(host, port)`` or, for IPv6, ``(host, port, flowinfo, scope_id)``; hosts a
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import socket
 from typing import Any, TypeAlias
@@ -76,6 +77,22 @@ def to_shim(address: Any, into: Any = None) -> Any:
     if family == 6:
         out.flow, out.scope = flow, scope
     return out
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(address: Address, _types: tuple[type, ...]) -> Any:
+    return to_shim(address)
+
+
+def shim_of(address: Any) -> Any:
+    """:func:`to_shim` for a place to go: many connections go to the same few. The structure is
+    shared, so nobody writes to it."""
+    if type(address) is not tuple:
+        return to_shim(address)
+    try:
+        return _kept(address, tuple(map(type, address)))  # True is equal to 1, and is no port
+    except TypeError:
+        return to_shim(address)
 
 
 def from_shim(addr: Any) -> Address | None:

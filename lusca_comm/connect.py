@@ -9,7 +9,7 @@ from typing import Any
 
 from . import intercept, spoof
 from ._shim import ffi, lib
-from .address import Address, descriptor, to_shim
+from .address import Address, descriptor, shim_of
 from .constants import (
     COMM_ERR_CLOSING,
     COMM_ERR_CONNECT,
@@ -67,7 +67,8 @@ class _Connect:
             self.loop.timers.cancel(self.timer)
         if status != COMM_ERR_CLOSING:
             del self.entry.pending["connect"]
-            self.loop._arm(self.entry, COMM_SELECT_WRITE, None)
+            if self.entry.write_handler is not None:
+                self.loop._arm(self.entry, COMM_SELECT_WRITE, None)
         self.callback(self.entry.sock, status, self.data)
 
 
@@ -99,7 +100,7 @@ class Connects(Sockets):
             raise TypeError(f"callback {callback!r} is not callable")
         if timeout is not None:
             seconds_of(timeout, "timeout")
-        to = to_shim(address)
+        to = shim_of(address)
         entry = self._entry(sock)
         self._refuse_while(entry, "connect", "write", "relay", "lingering close")
         self._unblock(entry)

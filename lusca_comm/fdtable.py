@@ -151,6 +151,16 @@ class FdTable:
             self._by_object[id(sock)] = entry
         return entry
 
+    def living(self, thing: Any) -> Entry | None:
+        """The entry of a socket object that is as it was put in: the usual case, and quick."""
+        entry = self._by_object.get(id(thing))
+        try:
+            if entry is not None and not entry.closing and thing.fileno() == entry.fd:
+                return entry
+        except (ValueError, OSError):
+            pass
+        return None
+
     def find(self, thing: Any) -> Entry | None:
         """The entry of a number or an object. A stale entry met on the way is dropped.
 

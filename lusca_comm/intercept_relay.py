@@ -4,7 +4,6 @@ Python is woken only for what the policy leaves to it."""
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from . import engines
 from ._shim import ffi, lib
-from .address import Address, descriptor, from_shim, to_shim
+from .address import Address, descriptor, from_shim, shim_of
 from .constants import COMM_REUSEADDR, COMM_TRANSPARENT_PORT
 from .errors import CommError
 from .plane import Plane, check, milliseconds
@@ -23,12 +22,6 @@ from .relayed import Relay, RelayResult
 from .sockets import socket_of
 
 __all__ = ["InterceptRelay", "InterceptRelays", "Question"]
-
-
-# Many answers name the same few places; nobody changes the structures.
-@functools.lru_cache(maxsize=256)
-def _shim_of(*to: Any) -> Any:
-    return to_shim(to)
 
 
 # struct lc_done: the original destination stands behind the peer
@@ -87,7 +80,7 @@ class Question:
         return self._listener._take(id, fd)
 
     def _answer(self, action: int, to: Address | None = None) -> None:
-        there = None if to is None else _shim_of(*to)
+        there = None if to is None else shim_of(to)
         self._used()
         self._listener._answers.append((self._id, action, there))
         self._listener._soon()

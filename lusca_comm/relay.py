@@ -179,7 +179,8 @@ class Relays(Buffered):
         return entry
 
     def _entry(self, thing: Any) -> Entry:
-        self._refuse_relayed(thing)
+        if self.table.living(thing) is None:
+            self._refuse_relayed(thing)
         return super()._entry(thing)
 
     def comm_detach(self, sock: Any) -> Any:
@@ -236,8 +237,9 @@ class Relays(Buffered):
             read = entry.pending.pop("read", None)
             if read is not None:
                 self._ready.append((read, (COMM_ERR_CLOSING,)))
-            self._arm(entry, COMM_SELECT_READ, None)
-            if not entry.write_queue:
+            if entry.read_handler is not None:
+                self._arm(entry, COMM_SELECT_READ, None)
+            if entry.write_handler is not None and not entry.write_queue:
                 self._arm(entry, COMM_SELECT_WRITE, None)
         if not any(entry.write_queue for entry in entries):
             self._enlist(relay, entries, *args)

@@ -177,9 +177,12 @@ class Sockets(Closing):
 
         :raises CommError: EINVAL not listening, or a blocking listener; EBADF, ENOTSOCK.
         """
-        if self.table.find(sock) is None:
-            self._refuse_blocking(sock)
-        entry = self._entry(sock)
+        self._check_thread()
+        entry = self.table.living(sock)
+        if entry is None:
+            if self.table.find(sock) is None:
+                self._refuse_blocking(sock)
+            entry = self._entry(sock)
         listener = entry.sock
         if isinstance(listener, socket.socket) and listener.gettimeout() != 0:
             self._refuse_blocking(listener)

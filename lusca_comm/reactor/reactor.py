@@ -262,7 +262,7 @@ class Loop(Interest):
         """The entry of `thing`; a descriptor that is not in the table yet is taken in, and made
         non-blocking."""
         self._check_thread()
-        entry = self.table.find(thing)
+        entry = self.table.living(thing) or self.table.find(thing)
         if entry is None:
             return self._adopt(thing)
         if entry.closing:
@@ -304,6 +304,8 @@ class Loop(Interest):
 
     @staticmethod
     def _refuse_while(entry: Entry, *operations: str) -> None:
+        if not entry.pending:
+            return
         for operation in operations:
             if operation in entry.pending:
                 raise _busy(entry, operation)

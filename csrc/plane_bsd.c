@@ -1,14 +1,15 @@
-/* kqueue(2); bytes by copying, and by SO_SPLICE where it is (OpenBSD, FreeBSD since 14.2). A wake-up
- * is a pipe.
+/* kqueue(2); bytes by copying, and by SO_SPLICE where it is: OpenBSD, FreeBSD since 14.2. A
+ * wake-up is a pipe.
  *
  * EV_CLEAR reports changes, as EPOLLET does; EV_EOF on the read filter is the peer's end, on the
  * write filter a side that takes nothing more.
  *
- * FACT: a spliced source has no read event and its sink no write event, until the splice is
- * dissolved: by its maximum, its source's end, an error, or sp_fd -1 (sosplice(9); getsockopt(2) of
- * FreeBSD). What it moved can be asked for until the socket is spliced again.
+ * FACT: a spliced source wakes no reader and its sink no writer until the splice is dissolved: by
+ * its maximum, its source's end, an error, or sp_fd -1 (sosplice(9); FreeBSD's getsockopt(2)).
+ * What it moved can be asked for until the socket is spliced again. A read meanwhile would take
+ * bytes out of their order.
  *
- * So a splice is a lease: an event of its source, its limit, or LC_LOOK without a byte dissolves it,
+ * So a splice is a lease: an event of its source, a limit, or LC_LOOK without a byte dissolves it,
  * and copying goes on where it stopped: it finds the end or the error, or two big reads that begin
  * the next splice. sp_idle is not used: FreeBSD counts it from the beginning of the splice.
  */
@@ -184,9 +185,10 @@ ssize_t lc_bulk(struct lc_plane *p, struct relay *r, int d, size_t most, int *si
     return -EAGAIN;
 }
 
-/* FACT: OpenBSD leaves a sink's error on the source as well; FreeBSD leaves it nowhere, and what it
- * could not send is gone. So the sink is asked first, and a write of nothing tells one that has been
- * shut. The source's own error is left to be read, but for the EFBIG of a maximum. */
+/* FACT: OpenBSD leaves a sink's error on the source as well (sosplice(9)). SAFETY: FreeBSD may have
+ * fetched the sink's error and dropped what it could not send. So the sink is asked first, and a
+ * write of nothing tells one that takes no more. The source's own error is left to be read, but for
+ * the EFBIG of a maximum. */
 int lc_bulk_drain(struct lc_plane *p, struct relay *r, int d)
 {
     struct hold *h = r->hold[d];

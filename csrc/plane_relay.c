@@ -114,6 +114,8 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
     r->trail = 0;
     if (what == LC_END_CONNECT)
         LC_ADD(p->failed, 1);
+    else if (r->listener >= 0 && p->listener[r->listener].how.report == LC_REPORT_FAILED)
+        r->silent = 1;
     for (d = 0; d < 2; d++) {
         drop_hold(p, r, d);
         part(p, r, d, what);

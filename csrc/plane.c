@@ -214,19 +214,21 @@ static int64_t patience(const struct lc_plane *p)
     return due <= p->now ? 0 : (int64_t)(due - p->now);
 }
 
-static int meet_events(struct lc_plane *p, int n)
+static void meet_events(struct lc_plane *p, int n)
 {
-    int i, woken = 0;
+    int i;
 
+    /* Commands first: a connection that comes after a new policy was set is judged by it. */
+    for (i = 0; i < n; i++)
+        if ((p->event[i].key & 3) == KEY_WAKE)
+            obey_all(p);
     for (i = 0; i < n; i++) {
         const struct event *e = &p->event[i];
         unsigned tag = e->key & 3;
         struct relay *r;
 
-        if (tag == KEY_WAKE) {
-            woken = 1;
+        if (tag == KEY_WAKE)
             continue;
-        }
         if (tag == KEY_LISTENER) {
             lc_listener_event(p, (uint32_t)e->key >> 2);
             continue;
@@ -242,7 +244,6 @@ static int meet_events(struct lc_plane *p, int n)
             lc_ready(p, r);
         }
     }
-    return woken;
 }
 
 static void *life(void *plane)
@@ -259,8 +260,7 @@ static void *life(void *plane)
     while (!p->stopping) {
         n = lc_poll_wait(p, has_news(p) ? 0 : patience(p));
         tell_time(p);
-        if (meet_events(p, n))
-            obey_all(p);
+        meet_events(p, n);
         while ((r = lc_timer_due(p)) != NULL)
             lc_relay_timer(p, r);
         if (p->resume != 0 && p->resume <= p->now)

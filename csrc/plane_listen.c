@@ -49,7 +49,7 @@ static void go_there(struct lc_plane *p, struct relay *r, int action)
         open->engine = how->spoofer;
         open->address = r->job->peer;
     }
-    r->silent = !how->report;
+    r->silent = how->report == LC_REPORT_NONE;
     if (action == LC_SPOOF && how->spoofer < 0) {
         r->state = CONNECTING;
         lc_relay_end(p, r, LC_END_CONNECT, ENOTSUP, 2);

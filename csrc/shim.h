@@ -237,6 +237,8 @@ struct lc_totals {
     uint64_t live;
 };
 
+enum { LC_REPORT_NONE, LC_REPORT_ALL, LC_REPORT_FAILED /* connects */ };
+
 /* What is done with a connection. */
 enum { LC_RELAY = 1, LC_SPOOF, LC_DENY, LC_ASK, LC_HAND_OVER };
 
@@ -256,7 +258,7 @@ struct lc_listen {
     unsigned flags;     /* of the outgoing sockets: LC_REUSEADDR, LC_TRANSPARENT_PORT */
     int has_mark;
     uint32_t mark;
-    int report;         /* 1: an end is told by a completion */
+    int report;         /* which ends are told by a completion: an LC_REPORT_ of these */
     int64_t idle, total, timeout;
 };
 

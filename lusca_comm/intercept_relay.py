@@ -101,6 +101,7 @@ class InterceptRelay:
         policy: Sequence[Rule | tuple[Any, ...]] | None,
         decide: Callable[[list[Question]], object] | None,
         on_done: Callable[[RelayResult], object] | None,
+        on_failed: Callable[[RelayResult], object] | None,
         engine: str | None,
         mark: int | None,
         keep_port: bool,
@@ -113,12 +114,14 @@ class InterceptRelay:
         for seconds in (connect_timeout, idle, total):
             if seconds is not None and seconds_of(seconds, "a time-out") < 0:
                 raise CommError(errno.EINVAL, "times are not negative")
-        for fn in (decide, on_done):
+        for fn in (decide, on_done, on_failed):
             if fn is not None and not callable(fn):
                 raise TypeError(f"{fn!r} is not callable")
         self._plane = plane
         self._user_decide = decide
-        self.on_done = on_done
+        if on_done is not None and on_failed is not None:
+            raise CommError(errno.EINVAL, "on_done is told of failures too: one of the two")
+        self.on_done = on_done if on_done is not None else on_failed
         self._defer = defer
         self._adopt = adopt
         self._answers: list[tuple[int, int, Any]] = []
@@ -132,7 +135,13 @@ class InterceptRelay:
         how.flags = COMM_REUSEADDR | (COMM_TRANSPARENT_PORT if keep_port else 0)
         if mark is not None:
             how.has_mark, how.mark = 1, mark
-        how.report = on_done is not None
+        how.report = (
+            lib.LC_REPORT_ALL
+            if on_done is not None
+            else lib.LC_REPORT_FAILED
+            if on_failed is not None
+            else lib.LC_REPORT_NONE
+        )
         how.timeout = milliseconds(connect_timeout)
         how.idle, how.total = milliseconds(idle), milliseconds(total)
         fd = os.dup(descriptor(lsock))
@@ -232,6 +241,7 @@ class InterceptRelays(Relays):
         policy: Sequence[Rule | tuple[Any, ...]] | None = None,
         decide: Callable[[list[Question]], object] | None = None,
         on_done: Callable[[RelayResult], object] | None = None,
+        on_failed: Callable[[RelayResult], object] | None = None,
         engine: str | None = None,
         mark: int | None = None,
         keep_port: bool = False,
@@ -243,8 +253,8 @@ class InterceptRelays(Relays):
         connection was going, and does what `policy` says, without waking Python.
 
         A connection that was not intercepted, or that would be a loop, is reset. So is one whose
-        upstream is not reached, unless `on_done` is there: it gets the client back in
-        ``result.client`` (end "connect").
+        upstream is not reached, unless `on_done` or `on_failed` is there: it gets the client back
+        in ``result.client`` (end "connect").
 
         :param lsock: listening (:meth:`comm_listen`). It stays the caller's, and open, but nobody
             else may accept from it.
@@ -254,6 +264,8 @@ class InterceptRelays(Relays):
             answers given in it go back in one call. If it raises, those not answered are denied.
         :param on_done: ``on_done(RelayResult)`` for every connection that was to be relayed; None:
             they are only counted (``reactor.plane.totals()``).
+        :param on_failed: the same for those whose upstream was not reached, and no others: the rest
+            costs Python nothing.
         :param engine: that tells original destinations; None: found out per connection.
         :param mark: SO_MARK of the outgoing sockets.
         :param keep_port: where a connection is spoofed, its port too, if it can be had.
@@ -269,6 +281,7 @@ class InterceptRelays(Relays):
             policy,
             decide,
             on_done,
+            on_failed,
             engine,
             mark,
             keep_port,
@@ -292,7 +305,7 @@ def intercept_relay(plane: Plane, lsock: Any, **options: Any) -> InterceptRelay:
     """:meth:`Reactor.intercept_relay` with no reactor: `decide` and `on_done` are called by
     :meth:`Plane.run_completions`, answers given outside of them go back at once."""
     defaults: dict[str, Any] = dict.fromkeys(
-        ("policy", "decide", "on_done", "engine", "mark", "idle", "total")
+        ("policy", "decide", "on_done", "on_failed", "engine", "mark", "idle", "total")
     )
     defaults |= {"keep_port": False, "connect_timeout": 30}
     return InterceptRelay(plane, lsock, defer=None, adopt=socket_of, **(defaults | options))

@@ -58,8 +58,9 @@ def plane_proxy(
         if result.client is not None:
             lc.comm_reset_close(result.client)
 
+    told_of = options.pop("told_of", "on_done")
     listener = lc.intercept_relay(
-        lsock, policy=policy, decide=decide if answer else None, on_done=on_done, **options
+        lsock, policy=policy, decide=decide if answer else None, **{told_of: on_done}, **options
     )
 
     def told(said: Any) -> None:
@@ -111,6 +112,21 @@ def test_without_python(three_hosts: Topology, family: int, mode: str, action: s
     proxy.send("totals")
     totals = proxy.recv()
     assert (totals.accepted, totals.relayed, totals.ended, totals.live) == (1, 1, 1, 0)
+
+
+@v4_and_v6
+def test_failures_alone_are_told(three_hosts: Topology, family: int) -> None:
+    """Port 81 refuses. The relay before it has ended by then, and nothing was said of it."""
+    net = three_hosts
+    intercept(net.router, port=PROXY_PORT, ports=(80, 81))
+    serve_origin(net, family)
+    proxy = serve(net.router, family, [Rule("relay")], told_of="on_failed")
+    assert net.client.run(fetch, family, net.origin_ip[family]).body == b"hello"
+    assert net.client.run(fetch, family, net.origin_ip[family], 81).errno == errno.ECONNRESET
+    assert proxy.recv() == ("connect", errno.ECONNREFUSED, 0, True)
+    proxy.send("totals")
+    totals = proxy.recv()
+    assert (totals.accepted, totals.relayed, totals.failed) == (2, 1, 1)
 
 
 @v4_and_v6

@@ -16,7 +16,7 @@ from lusca_comm.cli import main
 from lusca_comm.cli.demo import play
 from lusca_comm.lab import LabUnavailable
 
-COMMANDS = ("demo", "rules", "engines", "doctor")
+COMMANDS = ("demo", "relay", "rules", "engines", "doctor")
 INSTALL = "pip install 'lusca-comm[cli]'"
 
 # Runs the command in an interpreter that has the core's dependencies and nothing else.

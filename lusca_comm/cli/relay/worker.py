@@ -84,7 +84,7 @@ class _Worker:
         self._drained = False
         self._listeners = [
             intercept_relay(
-                self._plane, sock, on_done=self._on_done, **dataclasses.asdict(settings)
+                self._plane, sock, on_failed=self._on_failed, **dataclasses.asdict(settings)
             )
             for sock in seat.listeners
         ]
@@ -135,9 +135,7 @@ class _Worker:
     def _on_drained(self) -> None:
         self._drained = True
 
-    def _on_done(self, result: RelayResult) -> None:
-        if result.client is None:
-            return
+    def _on_failed(self, result: RelayResult) -> None:
         with result.client as client:
             self._tell_withheld()
             if self._limit.admits():

@@ -217,6 +217,15 @@ def table_of(work: Work, figures: dict[str, list[float]]) -> Table:
     return table
 
 
+def text_of(work: Work, figures: dict[str, list[float]]) -> str:
+    """The same as MyST text."""
+    lines = [f"| {work.title} | {work.unit} | 95 % interval |", "|---|---:|---:|"]
+    for peer, values in figures.items():
+        low, high = interval(values)
+        lines.append(f"| {peer} | {statistics.median(values):.4g} | {low:.4g} - {high:.4g} |")
+    return "\n".join(lines) + "\n"
+
+
 def choose(text: str | None, known: dict[str, Any]) -> list[str]:
     names = list(known) if text is None else [name.strip() for name in text.split(",")]
     for name in names:
@@ -232,9 +241,10 @@ def main() -> None:
     parser.add_argument("--peers", help=f"of: {', '.join(PEERS)}")
     parser.add_argument("--works", help=f"of: {', '.join(WORKS)}")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plots", type=Path, help="where the SVG files go")
+    parser.add_argument("--plots", type=Path, help="where SVG files and the tables as text go")
     options = parser.parse_args()
     console = Console()
+    said = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     available = sorted(os.sched_getaffinity(0))
@@ -262,7 +272,7 @@ def main() -> None:
             console.print(table_of(WORKS[name], figures[name]))
     if options.json:
         report = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": said,
             "kernel": os.uname().release,
             "figures": figures,
         }
@@ -273,6 +283,13 @@ def main() -> None:
         options.plots.mkdir(parents=True, exist_ok=True)
         for name, values in figures.items():
             draw(WORKS[name].title, WORKS[name].unit, values, options.plots / f"{name}.svg")
+        page = [f"`{said}` on Linux {os.uname().release}, {len(available)} cores:\n"]
+        page += [
+            f"![{WORKS[name].title}]({name}.svg)\n\n{text_of(WORKS[name], figures[name])}"
+            for name in WORKS
+            if name in figures
+        ]
+        (options.plots / "figures.md").write_text("\n".join(page))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,12 @@ class _Connect:
         else:
             self.failed(code) if code else self.end(COMM_OK)
 
+    def over(self) -> None:
+        """connect(2) succeeded at once. The peer may have reset it since, and whoever is told
+        COMM_OK and asks comm_error then would take that away from a relay."""
+        if not self.ended:
+            self.on_writable(None, None)
+
     def failed(self, code: int, status: int = COMM_ERR_CONNECT) -> None:
         if not self.ended:
             self.entry.error = code
@@ -113,7 +119,7 @@ class Connects(Sockets):
             if timeout is not None:
                 connect.timer = self.timers.schedule(time.monotonic() + timeout, connect.timed_out)
         elif code in (0, errno.EISCONN):
-            self._ready.append((connect.end, (COMM_OK,)))
+            self._ready.append((connect.over, ()))
         else:
             self._ready.append((connect.failed, (code,)))
 

@@ -198,6 +198,20 @@ def test_connect(reactor: Watched, told: Told) -> None:
     assert told.only == (sock, lc.COMM_OK, "data")
     assert sock.getpeername() == listener.getsockname()
     assert reactor.comm_error(sock) == 0
+
+
+def test_a_connection_that_is_reset_before_its_caller_is_told(
+    reactor: Watched, told: Told
+) -> None:
+    listener = listening(reactor)
+    sock = reactor.comm_open()
+    reactor.comm_connect(sock, listener.getsockname(), told, timeout=LIMIT)
+    got = reactor.comm_accept(listener)
+    assert got is not None
+    reactor.comm_reset_close(got.sock)
+    reactor.until(lambda: told)
+    assert told.only == (sock, lc.COMM_ERR_CONNECT, None)
+    assert reactor.comm_error(sock) == errno.ECONNRESET
     reactor.settle()
     assert len(reactor.timers) == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import socket
 import time
 import traceback
@@ -92,12 +93,13 @@ def refusing_port() -> tuple[socket.socket, tuple[str, int]]:
 
 
 def fill(sock: socket.socket) -> int:
-    """Writes until the other side would have to read."""
+    """Writes until the other side would have to read, and the kernel makes no more room either."""
     sock.setblocking(False)
     sent = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sent += sock.send(bytes(65536))
+    while select.select([], [sock], [], 0.05)[1]:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += sock.send(bytes(65536))
     return sent
 
 

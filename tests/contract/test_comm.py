@@ -455,7 +455,9 @@ def test_closing_tells_everybody_in_order(reactor: Watched, connection: Any) -> 
     filled = fill(sock)
     assert filled
     reactor.comm_set_select(sock, READ, lambda *_: order.append("select handlers are not called"))
-    reactor.comm_write(sock, b"x", lambda sock, sent, status, _: order.append(("write", status)))
+    # More than the kernel makes room for meanwhile, however full it was.
+    large = bytes(1 << 24)
+    reactor.comm_write(sock, large, lambda sock, sent, status, _: order.append(("write", status)))
     reactor.comm_read(sock, 1, lambda sock, data, status, _: order.append(("read", status)))
     for number in range(3):
         reactor.comm_add_close_handler(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .address import descriptor
-from .reactor.poller import HANGUP, READ, WRITE
+from .reactor.poller import READ, WRITE
 from .reactor.timers import Timer
 
 __all__ = ["Counters", "Entry", "FdTable", "Handler"]
@@ -39,7 +39,6 @@ class Entry:
         "fd",
         "flags",
         "flows",
-        "hangup_handler",
         "held",
         "identity",
         "note",
@@ -70,7 +69,6 @@ class Entry:
         self.read_data: Any = None
         self.write_handler: Handler | None = None
         self.write_data: Any = None
-        self.hangup_handler: Callable[[], object] | None = None  # while nothing else is waited for
         self.deferred = False  # comm_defer
         self.held = False  # a listener out of descriptors
         self.closing = False
@@ -111,8 +109,6 @@ class Entry:
             mask = READ
         if self.write_handler is not None:
             mask |= WRITE
-        if mask == 0 and self.hangup_handler is not None:
-            mask = HANGUP
         return mask
 
 
@@ -197,8 +193,7 @@ class FdTable:
         """A line per descriptor: number, note, what it waits for, bytes in and out."""
         lines = [f"{'fd':>5}  {'waits for':<10}  {'in':>12}  {'out':>12}  note"]
         for entry in sorted(self, key=lambda e: e.fd):
-            words = (("read", READ), ("write", WRITE), ("hang-up", HANGUP))
-            waits = " ".join(word for word, bit in words if entry.wants & bit) or "-"
+            waits = ("-", "read", "write", "read write")[entry.wants]
             lines.append(
                 f"{entry.fd:>5}  {waits:<10}  {entry.bytes_in:>12}  {entry.bytes_out:>12}  "
                 f"{entry.note}"

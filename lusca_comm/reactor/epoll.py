@@ -6,8 +6,7 @@ a number that may be somebody else's by then, and cannot be removed any more (EB
 Only a fresh epoll gets rid of it: the reactor makes one when it meets such an event.
 
 FACT: EPOLLERR and EPOLLHUP are reported whether asked for or not, so a descriptor that waits for
-nothing must not stay registered; one registered without any event waits for them alone. EPOLLHUP
-means that both directions are shut, so the peer's end alone does not bring it.
+nothing must not stay registered.
 
 FACT: epoll_wait(2) takes an int of milliseconds; Python raises OverflowError for more.
 """
@@ -17,17 +16,16 @@ from __future__ import annotations
 import errno
 import select
 
-from .poller import HANGUP, READ, WRITE
+from .poller import READ, WRITE
 
 __all__ = ["EpollPoller"]
 
 _LONGEST = 86400.0
-_ALL = READ | WRITE | HANGUP
+_BOTH = READ | WRITE
 _TO_EPOLL = {
     READ: select.EPOLLIN | select.EPOLLRDHUP,
     WRITE: select.EPOLLOUT,
     READ | WRITE: select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLOUT,
-    HANGUP: 0,
 }
 _FROM_EPOLL = {
     select.EPOLLIN: READ,
@@ -65,7 +63,7 @@ class EpollPoller:
 
     def poll(self, seconds: float) -> list[tuple[int, int]]:
         ready = self._epoll.poll(min(seconds, _LONGEST))
-        return [(fd, _FROM_EPOLL.get(bits, _ALL)) for fd, bits in ready]
+        return [(fd, _FROM_EPOLL.get(bits, _BOTH)) for fd, bits in ready]
 
     def fileno(self) -> int:
         return self._epoll.fileno()

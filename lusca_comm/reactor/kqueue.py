@@ -12,12 +12,6 @@ FACT: closing a descriptor, by its number, removes its registrations, whoever el
 A removal that comes later fails: ENOENT where the number is in use again, else EBADF. It fails
 too (ENOENT) where a signal made Python repeat the call: the changes were applied the first time.
 
-FACT: adding again what is there changes fflags and data, but EV_CLEAR stays as it was.
-
-FACT: EV_EOF carries the socket's error in fflags: 0 is the peer's end, a reset is not. A low-water
-mark that is never reached (NOTE_LOWAT) leaves EV_EOF alone, and EV_CLEAR tells of it when it
-changes: so a reset is heard of after the end. macOS lowers the mark to the buffer's size.
-
 FACT: the writing end of a pipe loses its registration when the reader closes: the event comes once,
 with EV_EOF and EV_ONESHOT, and adding it again gives EPIPE (sys/kern/sys_pipe.c). It stays ready
 here, as it does under epoll, until it is taken out.
@@ -40,13 +34,12 @@ import select
 import stat
 from typing import Any
 
-from .poller import HANGUP, READ, WRITE
+from .poller import READ, WRITE
 
 __all__ = ["KqueuePoller"]
 
 _ROOM = 512  # events a poll can return; the rest comes first at the next
 _LONGEST = 86_400.0  # seconds; NetBSD and OpenBSD refuse more than 100,000,000 (EINVAL)
-_NEVER = 0x7FFFFFFF  # bytes in a buffer
 
 _not_ours: list[Any] = []
 """Objects of a forked child's parent whose number is somebody else's: collecting one closes it."""
@@ -65,7 +58,6 @@ class KqueuePoller:
         self._kqueue = system.kqueue()
         self._process = os.getpid()
         self._removals: dict[tuple[int, int], Any] = {}
-        self._hangups: set[int] = set()
         self._ended: dict[int, int] = {}  # what the kernel has told of for the last time
         self._beacon = -1  # readable, for fileno(), while there is any such
 
@@ -75,22 +67,7 @@ class KqueuePoller:
             _refuse_files(fd)
         if fd in self._ended:
             self._revive(fd)
-        self._hangups.discard(fd)
         additions = []
-        if (before | after) & HANGUP:
-            before &= ~(READ | HANGUP)
-            self._remove_now(fd, system.KQ_FILTER_READ)
-            if after & HANGUP:
-                self._hangups.add(fd)
-                additions.append(
-                    system.kevent(
-                        fd,
-                        system.KQ_FILTER_READ,
-                        system.KQ_EV_ADD | system.KQ_EV_CLEAR,
-                        system.KQ_NOTE_LOWAT,
-                        _NEVER,
-                    )
-                )
         for bit, filter in self._filters:
             if after & bit:
                 # Also what `before` has: the number may have been closed and opened again.
@@ -113,11 +90,6 @@ class KqueuePoller:
     def _remove(self, fd: int, filter: int) -> None:
         self._removals[fd, filter] = self._system.kevent(fd, filter, self._system.KQ_EV_DELETE)
 
-    def _remove_now(self, fd: int, filter: int) -> None:
-        self._remove(fd, filter)
-        with contextlib.suppress(OSError):
-            self._kqueue.control([self._removals.pop((fd, filter))], 0, 0)
-
     def poll(self, seconds: float) -> list[tuple[int, int]]:
         system = self._system
         changes = list(self._removals.values())
@@ -131,10 +103,7 @@ class KqueuePoller:
         ready: dict[int, int] = {}
         for event in events:
             fd, flags = event.ident, event.flags
-            if fd in self._hangups:
-                if event.fflags and flags & system.KQ_EV_EOF:
-                    self._end(fd, HANGUP)
-            elif flags & system.KQ_EV_ONESHOT:
+            if flags & system.KQ_EV_ONESHOT:
                 self._end(fd, READ if event.filter == system.KQ_FILTER_READ else WRITE)
             elif fd != self._beacon:
                 bit = READ if event.filter == system.KQ_FILTER_READ else WRITE

@@ -6,22 +6,18 @@ from typing import Protocol
 
 READ = 1
 WRITE = 2
-HANGUP = 4
 
 
 class Poller(Protocol):
     """Readiness of descriptors, level-triggered.
 
-    Errors and hang-ups are reported as whatever was asked for. HANGUP, asked for alone, asks for
-    nothing else: neither bytes nor the peer's end of the stream are an event then, a reset is. A
-    system that cannot do that stays silent.
+    Errors and hang-ups are reported as whatever was asked for.
     """
 
     name: str
 
     def set(self, fd: int, before: int, after: int) -> None:
-        """Changes what `fd` waits for from `before` to `after` (READ | WRITE, or HANGUP; 0: not at
-        all).
+        """Changes what `fd` waits for from `before` to `after` (READ | WRITE; 0: not at all).
 
         Where the number was closed and opened again since `before` was set, `after` holds for what
         it is now. Taking out what is closed or unknown is no error.

@@ -28,7 +28,7 @@ from ..fdtable import Entry, Handler
 from ..intercept import forget_outgoing
 from .interest import Interest
 from .kqueue import KqueuePoller
-from .poller import HANGUP, READ, WRITE, Poller
+from .poller import READ, WRITE, Poller
 from .timers import Timer, Timers, seconds_of
 
 if hasattr(select, "epoll"):
@@ -249,11 +249,6 @@ class Loop(Interest):
                     self._touch(entry)
                     self._guarded(write, entry.sock, data)
                     done = True
-            elif mask & HANGUP and entry.hangup_handler is not None:
-                hangup, entry.hangup_handler = entry.hangup_handler, None
-                self._touch(entry)
-                self._guarded(hangup)
-                done = True
         return done
 
     # -- entries -------------------------------------------------------------------------------
@@ -322,7 +317,7 @@ class Loop(Interest):
     def _release(self, entry: Entry) -> None:
         """Nothing of the loop refers to `entry` any more."""
         entry.closing = True
-        entry.read_handler = entry.write_handler = entry.hangup_handler = None
+        entry.read_handler = entry.write_handler = None
         entry.read_data = entry.write_data = None
         self._clear_deadline(entry)
         if entry.outgoing is not None:

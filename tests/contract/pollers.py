@@ -52,10 +52,6 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def arrived(sock: socket.socket) -> None:
-    select.select([sock], [], [])
-
-
 def fill(sock: socket.socket) -> None:
     with contextlib.suppress(BlockingIOError):
         while sock.send(bytes(65536)):

@@ -93,13 +93,19 @@ def refusing_port() -> tuple[socket.socket, tuple[str, int]]:
 
 
 def fill(sock: socket.socket) -> int:
-    """Writes until the other side would have to read, and the kernel makes no more room either."""
+    """Writes until the other side would have to read, and the kernel makes no more room either.
+
+    Not a byte: poll(2) calls a socket writable only once a third of its buffer is free.
+    """
     sock.setblocking(False)
     sent = 0
-    while select.select([], [sock], [], 0.05)[1]:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                sent += sock.send(bytes(65536))
+    settled = False
+    while not settled:
+        settled = not select.select([], [sock], [], 0.05)[1]
+        for size in (65536, 1):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += sock.send(bytes(size))
     return sent
 
 

@@ -59,6 +59,7 @@ class Peer:
         self.into = into
         self.sock.setblocking(False)
         self.done_out = self.done_in = False
+        self.gone = False  # by its own reset: it has not read what was delivered to it
 
     def send(self, size: int) -> None:
         if self.done_out or self.sock.fileno() < 0:
@@ -96,7 +97,7 @@ class Peer:
             return
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
-        self.done_in = self.done_out = True
+        self.done_in = self.done_out = self.gone = True
 
 
 @pytest.fixture(scope="module")
@@ -157,14 +158,14 @@ def play(plane: Plane, steps: list[object], seed: int, buffers: int, gentle: boo
         )
 
     until(plane, over)
-    for pair, (up, down) in zip(pairs, streams, strict=True):
+    for pair, (up, down), (client, upstream) in zip(pairs, streams, peers, strict=True):
         result = pair.results[0]
         if gentle:
             assert result.end == "eof"
         if result.end == "eof":
             assert (result.up, result.down) == (up.n_sent, down.n_sent)
-            assert up.got.digest() == up.sent.digest()
-            assert down.got.digest() == down.sent.digest()
+            assert upstream.gone or up.got.digest() == up.sent.digest()
+            assert client.gone or down.got.digest() == down.sent.digest()
         pair.close()
     assert open_files() <= before + 2  # the scratch pipe
 

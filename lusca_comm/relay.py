@@ -35,6 +35,7 @@ from .sockets import socket_of
 
 __all__ = ["Relay", "RelayResult", "Relays"]
 
+_RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
 _BATCH = 64  # pairs handed over in one call
 
 
@@ -130,7 +131,10 @@ class Relays(Buffered):
         if one is two:
             raise CommError(errno.EINVAL, "client and upstream are the same socket")
         relay = Relay(self, on_done, data)
-        self._take_over(relay, (one, two), first, limits, times)
+        if one.error or two.error:
+            self._broken_already(relay, (one, two))
+        else:
+            self._take_over(relay, (one, two), first, limits, times)
         return relay
 
     def connect_relay(
@@ -286,6 +290,17 @@ class Relays(Buffered):
         relay._result = RelayResult(0, 0, seconds, end, 0, "", None, None, relay._data)
         for entry in entries:
             entry.pending.pop("relay", None)
+            self._abort_entry(entry)
+        self._ready.append((relay._on_done, (relay._result,)))
+
+    def _broken_already(self, relay: Relay, entries: tuple[Entry, Entry]) -> None:
+        """An error that somebody was told of is gone from the socket, which would now read as if
+        it had come to its end: the other side must learn that it has not."""
+        side = "client" if entries[0].error else "upstream"
+        code = entries[0].error or entries[1].error
+        end = "reset" if code in _RESETS else "error"
+        relay._result = RelayResult(0, 0, 0.0, end, code, side, None, None, relay._data)
+        for entry in entries:
             self._abort_entry(entry)
         self._ready.append((relay._on_done, (relay._result,)))
 

@@ -706,3 +706,14 @@ def test_a_forked_child_does_not_hold_a_killed_relay_back(ends: Ends) -> None:
         ends.relayed.kill()
         assert was_reset(ends.client)
         assert was_reset(ends.origin)
+
+
+def test_a_reset_that_comm_error_told_of_is_passed_on(ends: Ends) -> None:
+    """Asking takes the error off the socket, which reads as an orderly end from then on."""
+    ends.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    ends.client.close()
+    ends.reactor.until(lambda: ends.reactor.comm_error(ends.ours))
+    ends.relay()
+    result = ends.result
+    assert (result.end, result.errno, result.side) == ("reset", errno.ECONNRESET, "client")
+    assert was_reset(ends.origin)

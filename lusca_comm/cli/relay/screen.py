@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,8 +71,12 @@ class Screen:
     def say(self, text: str) -> None:
         """A line, above the table where there is one."""
         if self._live is None:
-            with contextlib.suppress(OSError):  # a log that nobody reads ends no relay
+            try:
                 print(f"relay: {text}", file=sys.stderr, flush=True)
+            except OSError:
+                # A log that nobody reads ends no relay. What is still in the buffer has to go
+                # somewhere, or Python complains at exit (status 120).
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         else:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -89,7 +89,7 @@ PEERS: dict[str, Command] = {
     "comm and relay": _python("comm"),
     "decide": _python("decide"),
     "HAProxy": _haproxy(""),
-    "HAProxy, splice": _haproxy(_SPLICE),
+    "HAProxy splice": _haproxy(_SPLICE),
     "nginx stream": _nginx,
     "Go io.Copy": _go,
     "uvloop Protocol": _uvloop("uvloop-protocol"),
@@ -103,7 +103,7 @@ INTERCEPTING: dict[str, Command] = {
     "decide": _python("decide", "--intercept"),
     "examples/tcp_relay.py": lambda _: [sys.executable, str(_EXAMPLE), str(PORT), "--quiet"],
     "HAProxy": _haproxy("", "haproxy-intercept.cfg"),
-    "HAProxy, splice": _haproxy(_SPLICE, "haproxy-intercept.cfg"),
+    "HAProxy splice": _haproxy(_SPLICE, "haproxy-intercept.cfg"),
     "asyncio streams": _python("asyncio-streams", "--intercept"),
 }
 BUSY: dict[str, Command] = {

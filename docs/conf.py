@@ -14,7 +14,7 @@ project_copyright = f"2026, {author}"
 release = version = metadata.version("lusca-comm")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "figures"]
 html_theme = "furo"
 html_title = f"lusca_comm {release}"
 

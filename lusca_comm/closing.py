@@ -88,7 +88,7 @@ class Closing(Loop):
             return entry
         fd = descriptor(thing)
         if not isinstance(thing, int):
-            return Entry(holder(thing), fd, self._polled, 0, "")
+            return Entry(holder(thing), fd)
         if _is_open(fd):
             text = f"descriptor {fd} is open but not in the table: its owner closes it"
             raise CommError(errno.EBADF, text)

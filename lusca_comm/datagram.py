@@ -73,7 +73,7 @@ class Flows:
         self._poller = self.loop._make_poller()
         note = f"flows of {self.listener.note or self.listener.fd}"
         fd = self._poller.fileno()
-        self.entry = self.loop.table.add(self._poller, fd, self.loop._polled, 0, note)
+        self.entry = self.loop.table.add(self._poller, fd, note=note)
         self.entry.parent = self.listener
         for fd in self._keys:
             self._poller.set(fd, 0, READ)

@@ -117,11 +117,18 @@ def named(ability: str) -> tuple[int, ...]:
     return tuple(row for row in rows if _CAN[row] & _ABILITIES[ability])
 
 
+_SPOOFERS: dict[tuple[str | None, str], int] = {}
+"""Rows that have worked, by what the environment names: probing takes system calls."""
+
+
 def spoofer(ability: str) -> int:
     """The row that grants foreign addresses on this machine ("listen" or "spoof").
 
-    Raises CommError (ENOTSUP) where no engine does.
+    Raises CommError: ENOTSUP where no engine does, EMFILE or ENFILE where that cannot be found out.
     """
+    wanted = os.environ.get("LUSCA_COMM_ENGINE"), ability
+    if wanted in _SPOOFERS:
+        return _SPOOFERS[wanted]
     bit = _ABILITIES[ability]
     rows = named(ability) or [
         row for row, can in enumerate(_CAN) if can & bit and not can & lib.LC_NAMED_ONLY
@@ -130,7 +137,10 @@ def spoofer(ability: str) -> int:
     for row in rows:
         one = engine(row)
         if one.errno == 0:
+            _SPOOFERS[wanted] = row
             return row
+        if one.errno in (errno.EMFILE, errno.ENFILE):
+            raise CommError(one.errno, f"engine {one.name!r} cannot be probed: {one.reason}")
         found.append(one)
     why = "; ".join(f"{one.name}: {one.reason}" for one in found)
     raise CommError(errno.ENOTSUP, f"no engine can {ability} for foreign addresses here ({why})")

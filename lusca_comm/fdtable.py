@@ -25,7 +25,6 @@ class Entry:
     """One descriptor in use."""
 
     __slots__ = (
-        "born",
         "bytes_in",
         "bytes_out",
         "close_handlers",
@@ -56,14 +55,15 @@ class Entry:
         "write_queue",
     )
 
-    def __init__(self, sock: Any, fd: int, born: int, flags: int, note: str) -> None:
+    def __init__(self, sock: Any, fd: int, flags: int = 0, note: str = "") -> None:
         self.sock = sock
         self.fd = fd
         self.identity = _identity(fd) if isinstance(sock, int) else None
-        self.born = born  # the reactor's turn: events polled before it are another descriptor's
         self.flags = flags
         self.note = note
-        self.registered = 0  # what the poller waits for
+        # What the poller waits for. It is told once a turn, before the poll: an entry that is made
+        # after a poll has 0 here, so no event of that poll can be taken for its own.
+        self.registered = 0
         self.dirty = False  # that may differ from what the slots want
         self.read_handler: Handler | None = None
         self.read_data: Any = None
@@ -135,13 +135,13 @@ class FdTable:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def add(self, sock: Any, fd: int, born: int, flags: int = 0, note: str = "") -> Entry:
+    def add(self, sock: Any, fd: int, flags: int = 0, note: str = "") -> Entry:
         """A new entry for a number that the kernel has just given out: whatever the table knew
         under it is stale."""
         old = self.entries.get(fd)
         if old is not None:
             self.drop_stale(old)
-        entry = Entry(sock, fd, born, flags, note)
+        entry = Entry(sock, fd, flags, note)
         self.entries[fd] = entry
         if entry.identity is None:
             self._by_object[id(sock)] = entry

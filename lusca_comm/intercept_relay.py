@@ -297,7 +297,7 @@ class InterceptRelays(Relays):
 
     def _adopt_fd(self, fd: int) -> socket.socket:
         sock = socket_of(fd)
-        self.table.add(sock, fd, self._polled)
+        self.table.add(sock, fd)
         return sock
 
 

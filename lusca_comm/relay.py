@@ -205,7 +205,7 @@ class Relays(Buffered):
         kept: tuple[Entry, ...] = relay._kept or ()
         entry = next((e for e in kept if e.sock is sock), None)
         if entry is None:
-            entry = Entry(sock, self._relayed[id(sock)].fd, self._polled, 0, "")
+            entry = Entry(sock, self._relayed[id(sock)].fd)
             relay._kept = (*kept, entry)
         entry.close_handlers.append((handler, data))
 
@@ -407,7 +407,7 @@ class Relays(Buffered):
             sock = entry.sock
             sock.__init__(sock.family, sock.type, sock.proto, fd)
             sock.settimeout(0)
-        fresh = self.table.add(sock, fd, self._polled)
+        fresh = self.table.add(sock, fd)
         if entry is not None:
             fresh.flags, fresh.note, fresh.request = entry.flags, entry.note, entry.request
             fresh.close_handlers, fresh.pending = entry.close_handlers, entry.pending

@@ -99,7 +99,7 @@ class Sockets(Closing):
         sock = socket.socket(number, type | _NONBLOCK, proto, fileno=fd)
         if not _NONBLOCK:
             sock.settimeout(0)
-        entry = self.table.add(sock, fd, self._polled, flags, note)
+        entry = self.table.add(sock, fd, flags, note)
         if flags & (COMM_TPROXY_LCL | COMM_TPROXY_REM):
             entry.request, entry.spoof_reason = request, reason
         if type == socket.SOCK_STREAM and flags & (COMM_TPROXY_LCL | COMM_INTERCEPT):
@@ -132,7 +132,7 @@ class Sockets(Closing):
                 sock.detach()  # the caller keeps what was the caller's
             raise
         sock.settimeout(0)
-        self.table.add(sock, fd, self._polled, flags, note)
+        self.table.add(sock, fd, flags, note)
         if sock.type == socket.SOCK_STREAM and flags & (COMM_TPROXY_LCL | COMM_INTERCEPT):
             intercept.remember_listener(sock)
         return sock
@@ -205,7 +205,7 @@ class Sockets(Closing):
         if not _NONBLOCK:
             conn.settimeout(0)
         flags = entry.flags & (COMM_TPROXY_LCL | COMM_INTERCEPT | COMM_NOCLOEXEC)
-        self.table.add(conn, fd, self._polled, flags, entry.note)
+        self.table.add(conn, fd, flags, entry.note)
         return Accepted(conn, from_shim(out.peer), from_shim(out.me))
 
     @staticmethod

@@ -64,7 +64,6 @@ class Loop(Interest):
     def __init__(self, *, poller: Callable[[], Poller] = _default_poller) -> None:
         super().__init__(poller)
         self.timers = Timers()
-        self._polled = 0  # polls so far: an entry born since the last one has no event in it
         self._ready: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 
     # -- the user's calls ----------------------------------------------------------------------
@@ -194,7 +193,6 @@ class Loop(Interest):
                 seconds = left if seconds < 0 else min(seconds, left)
         events = self._open_poller().poll(seconds)
         self.system_calls["poll"] += 1
-        self._polled += 1
         self._gone.clear()
         busy = self._dispatch(events) or busy
         return self._fire_timers() or busy
@@ -223,14 +221,12 @@ class Loop(Interest):
                     # file.
                     self._rebuild = True
                 continue
-            if entry.born == self._polled:
-                continue  # opened by a handler since the poll: the event was its predecessor's
             if entry.stale:
                 self.table.drop_stale(entry)
                 continue
             mask &= entry.registered
-            if not mask:
-                self._rebuild = True
+            if not mask:  # the event is a predecessor's
+                self._rebuild = self._rebuild or fd not in self._gone
                 continue
             if entry.parent is not None:
                 entry = entry.parent
@@ -241,8 +237,7 @@ class Loop(Interest):
                     self._touch(entry)
                     self._guarded(read, entry.sock, data)
                     done = True
-            # A handler may have closed it, or put another file under its number.
-            if mask & WRITE & entry.registered:
+            if mask & WRITE:
                 write = entry.write_handler
                 if write is not None:
                     data, entry.write_handler, entry.write_data = entry.write_data, None, None
@@ -281,7 +276,7 @@ class Loop(Interest):
             if code == errno.EPERM:
                 text = f"descriptor {fd} is a kind of file that cannot be waited for"
             raise CommError(code, text) from why
-        return self.table.add(thing, fd, self._polled)
+        return self.table.add(thing, fd)
 
     def _arm(self, entry: Entry, type: int, handler: Handler | None, data: Any = None) -> None:
         if type & COMM_SELECT_READ:

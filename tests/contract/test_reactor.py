@@ -660,6 +660,16 @@ def test_after_a_fork_both_go_on(reactor: Watched, pair: Any) -> None:
     theirs.close()
 
 
+def test_a_child_does_not_wake_its_parent(reactor: Watched) -> None:
+    reactor.comm_select(0)
+
+    _, status = os.waitpid(in_child(lambda: reactor.call_soon_threadsafe(reactor.stop)), 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert reactor._open_poller().poll(0) == []
+    reactor.call_soon_threadsafe(ignore, None, None)
+    assert reactor._open_poller().poll(0) != []
+
+
 def test_a_handler_that_forks(reactor: Watched, pair: Any) -> None:
     """Both return from it into the loop, and neither is deaf."""
     sock, peer = pair
@@ -678,7 +688,15 @@ def test_a_handler_that_forks(reactor: Watched, pair: Any) -> None:
             return
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, LIMIT)  # whatever happens, it does not stay
-        reactor.comm_set_select(own[0], READ, lambda *_: os._exit(7))
+        try:
+            reactor.comm_select(0)
+        except CommError as why:  # it is in the loop, as its parent
+            code = why.errno
+        else:
+            os._exit(8)
+        reactor.comm_set_select(
+            own[0], READ, lambda *_: os._exit(7 if code == errno.EDEADLK else 9)
+        )
         own[1].send(b"x")
 
     reactor.comm_set_select(sock, READ, on_readable)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -50,10 +52,15 @@ class Program:
         address = self.listener.getsockname()[:2]
         lc.comm_connect(sock, address, lambda _, status, __: self.status.append(status))
         assert len(self.status) == before
-        while len(self.status) == before:
-            lc.comm_select(1000)
+        self.until(lambda: self.status[before:])
         assert sock.fileno() == fd
         return sock
+
+    def until(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < end
+            lc.comm_select(100)
 
     def on_readable(self, sock: socket.socket, _: Any) -> None:
         self.heard.append((sock.fileno(), sock.recv(100)))
@@ -71,8 +78,7 @@ def connects_twice(family: int) -> dict[str, Any]:
     program.heard.clear()  # a socket that is not connected yet is ready as well
     lc.comm_set_select(second, lc.COMM_SELECT_READ, program.on_readable)
     got_second.sock.send(b"heard")
-    while not program.heard:
-        lc.comm_select(1000)
+    program.until(lambda: program.heard)
     return {
         "status": program.status,
         "peers": (got_first.peer, got_second.peer),
@@ -101,6 +107,36 @@ def test_the_second_gets_another_port_under_the_same_number(host: Host, family: 
     assert seen["non-blocking"]
     assert seen["close-on-exec"]
     assert (seen["priority"], seen["keepalive"], seen["transparent"]) == (5, 77, 1)
+
+
+def connects_in_a_handler(family: int) -> Any:
+    """In that of the read slot, armed again: what the poller waits for does not seem to change."""
+    program = Program(family)
+    socks = [lc.comm_open(address=SOURCE[family], flags=FLAGS) for _ in range(2)]
+    begun, heard = set(), []
+
+    def on_readable(sock: socket.socket, _: Any) -> None:
+        lc.comm_set_select(sock, lc.COMM_SELECT_READ, on_readable)
+        if sock not in begun:
+            begun.add(sock)
+            address = program.listener.getsockname()[:2]
+            lc.comm_connect(sock, address, lambda _, code, __: program.status.append(code))
+        else:
+            heard.append(sock.recv(100))
+
+    for count, sock in enumerate(socks, 1):
+        lc.comm_set_select(sock, lc.COMM_SELECT_READ, on_readable)  # it is: not connected
+        program.until(lambda count=count: len(program.status) == count)
+        program.accept().sock.send(b"heard")
+        program.until(lambda count=count: len(heard) == count)
+    return program.status, heard, [lc.comm_spoof(sock).kept_port for sock in socks]
+
+
+@v4_and_v6
+def test_a_connect_within_a_handler(host: Host, family: int) -> None:
+    ok = [lc.COMM_OK, lc.COMM_OK]
+    seen = host.run(connects_in_a_handler, family)
+    assert seen == (ok, [b"heard", b"heard"], [True, False])
 
 
 def connects_in_turn(family: int) -> list[bool]:

@@ -274,13 +274,14 @@ def test_a_ghost_is_got_rid_of(reactor: Reactor) -> None:
         assert reactor.system_calls["interest"] == calls
 
 
-def test_a_ghost_does_not_speak_for_its_successor(reactor: Reactor) -> None:
+@pytest.mark.parametrize("behind", [True, False], ids=["closed behind its back", "closed"])
+def test_a_ghost_does_not_speak_for_its_successor(reactor: Reactor, behind: bool) -> None:
     called = []
     ours, peer = socket.socketpair()
     reactor.comm_set_select(ours, lc.COMM_SELECT_READ, lambda sock, data: None)
     reactor.comm_select(0)
     number, dup = ours.fileno(), os.dup(ours.fileno())
-    ours.close()
+    ours.close() if behind else reactor.comm_close(ours)
     after = reactor.comm_open(socket.SOCK_DGRAM, 0, ("127.0.0.1", 0))
     assert after.fileno() == number
     reactor.comm_set_select(after, lc.COMM_SELECT_READ, lambda sock, data: called.append(sock))
@@ -296,6 +297,31 @@ def test_a_ghost_does_not_speak_for_its_successor(reactor: Reactor) -> None:
     os.close(dup)
     peer.close()
     after_peer.close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["closed", "number used again"])
+def test_closing_one_that_is_ready_costs_the_others_nothing(reactor: Reactor, again: bool) -> None:
+    """Its event is in the batch; that is no reason to build the poller anew."""
+    pairs = [socket.socketpair() for _ in range(20)]
+
+    def close_the_second(sock: Any, _: Any) -> None:
+        other = pairs[1][0] if sock is pairs[0][0] else pairs[0][0]
+        number = other.fileno()
+        reactor.comm_close(other)
+        if again:
+            assert reactor.comm_open().fileno() == number
+
+    for ours, _ in pairs:
+        reactor.comm_set_select(ours, lc.COMM_SELECT_READ, close_the_second)
+    reactor.comm_select(0)
+    interest = reactor.system_calls["interest"]
+    for _, peer in pairs[:2]:
+        peer.send(b"x")
+    for _ in range(3):
+        reactor.comm_select(0)
+    assert reactor.system_calls["interest"] - interest == 2  # one closed, the other's slot used
+    for _, peer in pairs:
+        peer.close()
 
 
 def test_a_number_used_again_within_a_batch_gets_no_event_of_its_predecessor(
@@ -349,6 +375,43 @@ def test_a_plain_number_closed_and_used_again_is_another_descriptor(reactor: Rea
     reactor.comm_select(0)
     assert told == [r]
     os.close(again)
+    os.close(w)
+
+
+def test_a_deadline_of_what_was_closed_behind_the_tables_back(reactor: Reactor) -> None:
+    """The number is another's by then."""
+    told: list[str] = []
+    r, w = os.pipe()
+    sock = socket.socket()
+    reactor.comm_set_timeout(r, 0, lambda *_: told.append("deadline"))
+    reactor.comm_set_timeout(sock, 0, lambda *_: told.append("deadline"))
+    reactor.comm_add_close_handler(r, lambda *_: told.append("closed"))
+    reactor.comm_add_close_handler(sock, lambda *_: told.append("closed"))
+    os.close(r)
+    sock.close()
+    again = os.open(os.devnull, os.O_RDONLY)
+    assert again == r
+    for _ in range(2):
+        reactor.comm_select(0)
+    assert told == ["closed", "closed"]
+    os.close(again)
+    os.close(w)
+
+
+def test_a_close_handler_that_closes_the_number_itself(reactor: Reactor) -> None:
+    """And opens something else, which gets the number."""
+    r, w = os.pipe()
+    again: list[int] = []
+
+    def close(fd: int, _: Any) -> None:
+        os.close(fd)
+        again.append(os.open(os.devnull, os.O_RDONLY))
+
+    reactor.comm_add_close_handler(r, close)
+    reactor.comm_close(r)
+    assert again == [r]
+    os.fstat(r)
+    os.close(r)
     os.close(w)
 
 

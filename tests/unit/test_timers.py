@@ -96,6 +96,15 @@ def test_moving_later_costs_no_node() -> None:
     assert timers.pop_due(999.0) is timer
 
 
+def test_one_that_was_moved_later_fires_in_its_turn() -> None:
+    """Although its node stands before the other's."""
+    timers = Timers()
+    first = timers.schedule(1.0, lambda: None)
+    second = timers.schedule(3.0, lambda: None)
+    timers.move(first, 5.0)
+    assert [timers.pop_due(10.0), timers.pop_due(10.0)] == [second, first]
+
+
 def test_dead_nodes_are_swept() -> None:
     timers = Timers()
     timer = timers.schedule(1e6, lambda: None)

@@ -86,6 +86,9 @@ int lc_is_wildcard(const struct lc_addr *addr);
 /* sock.c: the local address from which a socket opened like this would send to `to`. */
 int lc_source(const struct lc_open *request, const struct lc_addr *to, struct lc_addr *out);
 
+/* options.c: 0 where there is none. */
+uint32_t lc_mark_of(int fd);
+
 /* engine_ipfilter.c: what its row's probe does not do, see there. */
 int lc_ipfilter_open(void);
 

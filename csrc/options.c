@@ -51,6 +51,21 @@ int lc_get_tos(int fd)
                               : get_int(fd, IPPROTO_IP, IP_TOS);
 }
 
+/* Of an accepted socket: its listener's, or with tcp_fwmark_accept that of the client's packet. */
+uint32_t lc_mark_of(int fd)
+{
+    uint32_t mark = 0;
+#ifdef SO_MARK
+    socklen_t len = sizeof mark;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_MARK, &mark, &len) < 0)
+        return 0;
+#else
+    (void)fd;
+#endif
+    return mark;
+}
+
 int lc_set_nodelay(int fd)
 {
     return set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);

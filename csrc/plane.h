@@ -86,6 +86,7 @@ struct relay {
 
 struct rules {
     int n;
+    int marks;                  /* a row asks for one */
     struct lc_rule row[];
 };
 
@@ -199,6 +200,9 @@ void lc_listener_stop(struct lc_plane *p, uint32_t number);
 void lc_listener_resume(struct lc_plane *p);
 void lc_asked_end(struct lc_plane *p, struct relay *r);
 void lc_answered(struct lc_plane *p, struct relay *r);
+
+/* plane_policy.c; lc_judge is in shim.h */
+struct rules *lc_rules_copy(const struct lc_rule *rules, int n);   /* NULL: no memory */
 
 /* plane_guard.c */
 void lc_guard_listener(int fd, int on);

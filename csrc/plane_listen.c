@@ -6,31 +6,6 @@
 
 enum { ACCEPTS = 64, RETRY = 100 /* ms */ };
 
-/* -- policy ---------------------------------------------------------------------------------- */
-
-static int within(const struct lc_rule *rule, const struct lc_addr *a)
-{
-    unsigned bytes = rule->bits / 8, rest = rule->bits % 8;
-
-    if (a->port < rule->low || a->port > rule->high)
-        return 0;
-    if (rule->family == 0)
-        return 1;
-    if (rule->family != a->family || memcmp(rule->ip, a->ip, bytes) != 0)
-        return 0;
-    return rest == 0 || ((rule->ip[bytes] ^ a->ip[bytes]) >> (8 - rest)) == 0;
-}
-
-static int judge(const struct rules *rules, const struct lc_addr *original)
-{
-    int i;
-
-    for (i = 0; i < rules->n; i++)
-        if (within(&rules->row[i], original))
-            return rules->row[i].action;
-    return LC_DENY;
-}
-
 /* -- connections ----------------------------------------------------------------------------- */
 
 static void go_there(struct lc_plane *p, struct relay *r, int action)
@@ -148,7 +123,8 @@ static void meet(struct lc_plane *p, uint32_t number, const struct lc_accepted *
     int action = LC_DENY;
 
     if (find_out(p, l, got, &o) == 0) {
-        action = judge(l->rules, &o.original);
+        action = lc_judge(l->rules->row, l->rules->n, &o.peer, &o.original,
+                          l->rules->marks ? lc_mark_of(got->fd) : 0);
         if (action == LC_DENY)
             LC_ADD(p->denied, 1);
     }
@@ -301,17 +277,6 @@ void lc_listener_stop(struct lc_plane *p, uint32_t number)
     l->held = 0;
 }
 
-static struct rules *copy(const struct lc_rule *rules, int n)
-{
-    struct rules *made = malloc(sizeof *made + (size_t)n * sizeof *rules);
-
-    if (made != NULL) {
-        made->n = n;
-        memcpy(made->row, rules, (size_t)n * sizeof *rules);
-    }
-    return made;
-}
-
 int lc_plane_listen(struct lc_plane *p, int fd, const struct lc_listen *how,
                     const struct lc_rule *rules, int n)
 {
@@ -321,7 +286,7 @@ int lc_plane_listen(struct lc_plane *p, int fd, const struct lc_listen *how,
     if (!lc_alive(p))
         return -ESRCH;
     made = calloc(1, sizeof *made);
-    if (made == NULL || (made->rules = copy(rules, n)) == NULL) {
+    if (made == NULL || (made->rules = lc_rules_copy(rules, n)) == NULL) {
         free(made);
         return -ENOMEM;
     }
@@ -364,7 +329,7 @@ int lc_plane_policy(struct lc_plane *p, int listener, const struct lc_rule *rule
 
     if (!lc_alive(p))
         return -ESRCH;
-    if ((c.with = copy(rules, n)) == NULL)
+    if ((c.with = lc_rules_copy(rules, n)) == NULL)
         return -ENOMEM;
     err = change(p, &c);
     if (err < 0)

@@ -242,15 +242,23 @@ enum { LC_REPORT_NONE, LC_REPORT_ALL, LC_REPORT_FAILED /* connects */ };
 /* What is done with a connection. */
 enum { LC_RELAY = 1, LC_SPOOF, LC_DENY, LC_ASK, LC_HAND_OVER };
 
-/* A row of a policy: the first that matches the original destination counts. */
+/* A row of a policy: the first that matches counts. */
 struct lc_rule {
-    uint8_t family;     /* 0: both */
-    uint8_t bits;       /* of `ip` that must be the same */
     uint8_t action;
+    uint8_t family;         /* of the original destination; 0: both */
+    uint8_t bits;           /* of `ip` that must be the same */
+    uint8_t source_family;  /* of the client; 0: both */
+    uint8_t source_bits;
     uint8_t unused;
-    uint16_t low, high; /* ports */
+    uint16_t low, high;     /* ports of the original destination */
     uint8_t ip[16];
+    uint8_t source[16];
+    uint32_t mark, mask;    /* of the packet that began it; mask 0: any */
 };
+
+/* The action of the first row that matches, LC_DENY if none does. `mark`: 0 where none is known. */
+int lc_judge(const struct lc_rule *rules, int n, const struct lc_addr *client,
+             const struct lc_addr *original, uint32_t mark);
 
 struct lc_listen {
     int engine;         /* that tells original destinations; -1: found out */

@@ -1,4 +1,5 @@
-"""What a data plane does with a connection, by where it was going: rows, the first that matches."""
+"""What a data plane does with a connection, by where it was going and who began it: rows, the first
+that matches."""
 
 from __future__ import annotations
 
@@ -20,6 +21,9 @@ ACTIONS = {
 }
 
 
+_WHOLE = 0xFFFFFFFF
+
+
 class Rule(NamedTuple):
     """One row of a policy."""
 
@@ -30,6 +34,11 @@ class Rule(NamedTuple):
     """Of the original destination: "198.51.100.0/24", "2001:db8::/32", one address; "": any."""
     ports: int | tuple[int, int] = (0, 65535)
     """One port, or the first and the last of a range."""
+    source: str = ""
+    """Of the client: a network, as above."""
+    mark: int | tuple[int, int] | None = None
+    """The accepted socket's SO_MARK, whole or (mark, mask): that of the client's packet, where
+    Linux has ``net.ipv4.tcp_fwmark_accept=1``, which TPROXY does not get along with. None: any."""
 
 
 def table(rules: Sequence[Rule | tuple[Any, ...]], otherwise: str) -> tuple[Any, int]:
@@ -47,11 +56,29 @@ def table(rules: Sequence[Rule | tuple[Any, ...]], otherwise: str) -> tuple[Any,
         if not 0 <= low <= high <= 65535:
             raise CommError(errno.EINVAL, f"{rule.ports!r} is no port and no range of ports")
         row.low, row.high = low, high
-        if rule.network:
-            try:
-                network = ipaddress.ip_network(rule.network)
-            except ValueError as why:
-                raise CommError(errno.EINVAL, str(why)) from why
-            row.family, row.bits = network.version, network.prefixlen
-            ffi.memmove(row.ip, network.network_address.packed, network.max_prefixlen // 8)
+        row.family, row.bits = _network(rule.network, row.ip)
+        row.source_family, row.source_bits = _network(rule.source, row.source)
+        row.mark, row.mask = _mark(rule.mark)
     return out, len(rows)
+
+
+def _network(text: str, ip: Any) -> tuple[int, int]:
+    """Family and prefix length; the address goes into `ip`."""
+    if not text:
+        return 0, 0
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as why:
+        raise CommError(errno.EINVAL, str(why)) from why
+    ffi.memmove(ip, network.network_address.packed, network.max_prefixlen // 8)
+    return network.version, network.prefixlen
+
+
+def _mark(given: int | tuple[int, int] | None) -> tuple[int, int]:
+    if given is None:
+        return 0, 0
+    mark, mask = (given, _WHOLE) if isinstance(given, int) else given
+    # 0 is what has no mark, or none that is known.
+    if not (0 < mark <= mask <= _WHOLE and mark & mask == mark):
+        raise CommError(errno.EINVAL, f"{given!r}: a mark from 1 to {_WHOLE:#x}, within its mask")
+    return mark, mask

@@ -7,15 +7,19 @@
     relay     198.51.100.0/24    80,443,8000-8010
     spoof     2001:db8::/32
     relay     any                53
+    relay     any                443        from 192.0.2.0/24
+    deny      any                           from 192.0.2.66  mark 0x10/0xf0
 
-``any`` is every network of both families; a line with an action alone is for everything. Pure: text
-in, :class:`~lusca_comm.Rule` rows out.
+``any`` is every network of both families; a line with an action alone is for everything. ``from``
+is the client's network, ``mark`` the mark of its packets (see :attr:`Rule.mark`): in this order,
+behind the ports. Pure: text in, :class:`~lusca_comm.Rule` rows out.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import itertools
 
 from .errors import CommError
 from .policy import Rule
@@ -23,7 +27,8 @@ from .policy import Rule
 __all__ = ["parse_policy"]
 
 ACTIONS = ("relay", "spoof", "deny")
-ANY = "any"
+ANY, FROM, MARK = "any", "from", "mark"
+EVERY_PORT = "0-65535"
 
 
 def parse_policy(text: str | bytes, name: str = "policy") -> list[Rule]:
@@ -51,16 +56,49 @@ def parse_policy(text: str | bytes, name: str = "policy") -> list[Rule]:
     return rules
 
 
-def _rules(action: str, network: str = ANY, ports: str = "", *more: str) -> list[Rule]:
+def _rules(action: str, *words: str) -> list[Rule]:
     if action not in ACTIONS:
         raise ValueError(f"{action!r} is none of {', '.join(ACTIONS)}")
-    if more:
-        raise ValueError(f"{more[0]!r} is too much: action, network and ports, with no blanks in")
-    where = "" if network == ANY else _network(network)
-    return [Rule(action, where, which) for which in _ports(ports)]
+    plain = list(itertools.takewhile(lambda word: word not in (FROM, MARK), words))
+    network, ports, *more = (*plain, *(ANY, EVERY_PORT)[len(plain) :])
+    rest = list(words[len(plain) :])
+    source, mark = _behind(FROM, rest), _behind(MARK, rest)
+    if more or rest:
+        raise ValueError(
+            f"{(*more, *rest)[0]!r} is too much: action, network, ports with no blanks in, "
+            "from NETWORK, mark MARK[/MASK]"
+        )
+    where, origin = _network(network), _network(source or ANY)
+    bits = _mark(mark) if mark else None
+    return [Rule(action, where, which, origin, bits) for which in _ports(ports)]
+
+
+def _behind(word: str, rest: list[str]) -> str:
+    """What stands behind `word`, where that is next."""
+    if rest[:1] != [word]:
+        return ""
+    if len(rest) < 2:
+        raise ValueError(f"{word!r}: and then?")
+    _, found, *rest[:] = rest
+    return found
+
+
+def _mark(text: str) -> int | tuple[int, int]:
+    first, slash, last = text.partition("/")
+    try:
+        mark, mask = int(first, 0), int(last, 0) if slash else 0xFFFFFFFF
+    except ValueError:
+        mark = mask = 0
+    if not (0 < mark <= mask <= 0xFFFFFFFF and mark & mask == mark):
+        raise ValueError(
+            f"{text!r}: MARK or MARK/MASK, such as 0x10/0xf0, the mark within the mask"
+        )
+    return (mark, mask) if slash else mark
 
 
 def _network(text: str) -> str:
+    if text == ANY:
+        return ""
     try:
         network = ipaddress.ip_network(text)
     except ValueError as why:
@@ -74,8 +112,6 @@ def _network(text: str) -> str:
 
 
 def _ports(text: str) -> list[int | tuple[int, int]]:
-    if not text:
-        return [(0, 65535)]
     out: list[int | tuple[int, int]] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,6 +38,10 @@ NETWORK = st.one_of(
             [Rule("relay", "", 80), Rule("relay", "", (8000, 8010))],
         ),
         ("relay any 80\r", [Rule("relay", "", 80)]),
+        ("deny from 192.0.2.0/24", [Rule("deny", "", EVERY, "192.0.2.0/24")]),
+        ("relay any from 2001:db8::1", [Rule("relay", "", EVERY, "2001:db8::1/128")]),
+        ("relay ::/0 80 from any mark 1", [Rule("relay", "::/0", 80, "", 1)]),
+        ("relay mark 0x10/0xf0", [Rule("relay", "", EVERY, "", (0x10, 0xF0))]),
         ("# deny any", []),
         ("", []),
     ],
@@ -61,6 +67,14 @@ def test_a_line(line: str, rules: list[Rule]) -> None:
         ("relay any 90-80", "ports '90-80': the first is above the last"),
         ("relay any \u0663", "numbers from 0 to 65535"),
         ("relay any 80, 443", "'443' is too much"),
+        ("relay from 10.0.0.0/8 80", "'80' is too much"),
+        ("relay mark 1 from 10.0.0.0/8", "'from' is too much"),
+        ("relay any 80 from", "'from': and then?"),
+        ("relay from 10.0.0.1/8", "has host bits set"),
+        ("relay from ::ffff:10.0.0.0/104", "mapped addresses are seen as IPv4"),
+        ("relay mark 0", "'0': MARK or MARK/MASK"),
+        ("relay mark 0x11/0xf0", "the mark within the mask"),
+        ("relay mark 0x1ffffffff", "MARK or MARK/MASK"),
     ],
 )
 def test_a_line_that_makes_no_sense(line: str, text: str) -> None:
@@ -84,18 +98,30 @@ def test_bytes_that_are_no_text() -> None:
     assert parse_policy(b"\xef\xbb\xbfdeny") == [Rule("deny")]  # what some editors put first
 
 
-def written(network: object, ports: list[int | tuple[int, int]]) -> str:
+def masked(network: object) -> str:
     if network == "":
-        where = "any"
-    else:
-        assert isinstance(network, tuple)
-        address, bits = network
-        masked = int(address) >> (address.max_prefixlen - bits) << (address.max_prefixlen - bits)
-        where = f"{type(address)(masked)}/{bits}"
+        return "any"
+    assert isinstance(network, tuple)
+    address, bits = network
+    kept = int(address) >> (address.max_prefixlen - bits) << (address.max_prefixlen - bits)
+    return f"{type(address)(kept)}/{bits}"
+
+
+def written(
+    network: object, ports: list[int | tuple[int, int]], source: object, mark: tuple[int, int]
+) -> str:
     listed = ",".join(
         str(port) if isinstance(port, int) else "{}-{}".format(*port) for port in ports
     )
-    return f"{where} {listed}"
+    behind = "" if source == "" else f" from {masked(source)}"
+    behind += " mark {:#x}/{:#x}".format(*mark) if mark[1] else ""
+    return f"{masked(network)} {listed}{behind}"
+
+
+BITS = st.integers(0, 0xFFFFFFFF)
+MARK = st.just((0, 0)) | st.tuples(BITS, BITS).map(
+    lambda pair: (pair[0] & pair[1], pair[1])
+).filter(lambda mark: mark[0])
 
 
 @given(
@@ -104,29 +130,31 @@ def written(network: object, ports: list[int | tuple[int, int]]) -> str:
             st.sampled_from(["relay", "spoof", "deny"]),
             NETWORK,
             st.lists(PORT | RANGE, min_size=1, max_size=4),
+            NETWORK,
+            MARK,
         )
     )
 )
 def test_what_is_written_is_what_the_plane_gets(
-    lines: list[tuple[str, object, list[int | tuple[int, int]]]],
+    lines: list[tuple[str, object, list[int | tuple[int, int]], object, tuple[int, int]]],
 ) -> None:
     rules = parse_policy("\n".join(f"{action} {written(*rest)}" for action, *rest in lines))
     assert [(rule.action, rule.ports) for rule in rules] == [
-        (action, port) for action, _, ports in lines for port in ports
+        (action, port) for action, _, ports, _, _ in lines for port in ports
     ]
     rows, count = table(rules, "deny")
     assert count == len(rules) + 1
-    networks = [network for _, network, ports in lines for _ in ports]
-    for row, network in zip(rows, networks, strict=False):
-        if network == "":
-            assert row.family == 0
-        else:
-            assert isinstance(network, tuple)
-            address, bits = network
-            assert (row.family, row.bits) == (address.version, bits)
-            inside = int.from_bytes(bytes(row.ip)[: address.max_prefixlen // 8], "big")
-            shift = address.max_prefixlen - bits
-            assert inside == int(address) >> shift << shift
+    meant = [line for line in lines for _ in line[2]]
+    for row, (_, network, _, source, mark) in zip(rows, meant, strict=False):
+        assert in_row(row.family, row.bits, row.ip) == masked(network)
+        assert in_row(row.source_family, row.source_bits, row.source) == masked(source)
+        assert (row.mark, row.mask) == mark
+
+
+def in_row(family: int, bits: int, ip: Any) -> str:
+    if not family:
+        return "any"
+    return f"{ipaddress.ip_address(bytes(ip)[: 4 if family == 4 else 16])}/{bits}"
 
 
 @given(st.text() | st.binary())

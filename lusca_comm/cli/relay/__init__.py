@@ -39,7 +39,9 @@ def add_parser(commands: Any) -> None:
     )
     out = parser.add_argument_group("what goes out")
     out.add_argument(
-        "--policy", metavar="FILE", help="rules, a line each: relay, spoof or deny NETWORK [PORTS]"
+        "--policy",
+        metavar="FILE",
+        help="rules, a line each: relay, spoof or deny [NETWORK [PORTS]] [from NETWORK]",
     )
     out.add_argument(
         "--spoof",

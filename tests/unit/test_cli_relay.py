@@ -151,7 +151,7 @@ def test_what_the_documentation_shows() -> None:
     text = (Path(__file__).parents[2] / "docs/relay.md").read_text()
     blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     assert [rule.action for rule in parse_policy(blocks["text"])] == [
-        *("deny", "relay", "relay", "relay", "spoof", "deny")
+        *("deny", "relay", "relay", "relay", "spoof", "deny", "deny")
     ]
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())

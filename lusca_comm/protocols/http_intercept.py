@@ -1,0 +1,374 @@
+"""What an intercepted HTTP request means, and what one to a forward proxy does. No sockets here.
+
+The framer (csrc/framer.h) has judged the bytes; these rules take the ranges it found (method,
+target, the values of Host) and never look at framing again. A :class:`Verdict` says two things that
+must not be confused: the URI that a request is to be judged by, and the address to connect to.
+
+======================= ======================================= ================================
+target                  intercepted                             to a forward proxy
+======================= ======================================= ================================
+``/path``               ``http://`` Host ``/path``, sent to the 400
+                        original destination
+``http://name/path``    the same; Host is overridden by the     ``/path`` is sent to the name's
+                        target (RFC 9112, 3.2.2), which is sent addresses, and Host overridden
+                        as it came
+``*`` (OPTIONS)         ``http://`` Host, to the original       answered here
+                        destination
+``name:port`` (CONNECT) as what is not HTTP                     tunnelled to the name's
+                                                                addresses; ports are limited
+anything else           400                                     400
+HTTP/2, not HTTP, and   tunnelled to the original destination,  400
+a silent client         or refused (`other`)
+======================= ======================================= ================================
+
+**Host is a label, not a target.** Any page's script can send any Host to any address, so a proxy
+that connects to what Host names lends its own place in the network, and one that caches by Host
+serves one client's forgery to all (CVE-2009-0801). An intercepted request therefore goes to its
+original destination, always, and nowhere else: also where the name has more addresses, because what
+is between the client and those is not the proxy's to skip. Whether Host is *believed* is the policy
+`verify`:
+
+``off``
+    as said. Rules by name then bind honest clients alone, and nothing may be cached for others.
+``original``
+    if the name has the original address, and the port is the same. Otherwise the request is judged
+    by the original address, and what was said is in :attr:`Verdict.claimed`.
+``strict``
+    or else 409.
+
+The addresses of a name are the caller's to find: a verdict "resolve" says which name, and the same
+call with `answers` goes on from there.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from .authority import Authority, canonical, parse_authority
+from .reachable import may_reach
+
+__all__ = [
+    "Ports",
+    "Rules",
+    "Verdict",
+    "forwarded",
+    "hops_left",
+    "intercepted",
+    "loops",
+    "unframed",
+]
+
+Address: TypeAlias = tuple[Any, ...]
+"""``(host, port)``, or for link-local addresses ``(host, port, flowinfo, scope_id)``."""
+Ports: TypeAlias = frozenset[int]
+
+VERIFY = ("off", "original", "strict")
+OTHER = ("tunnel", "refuse")
+_PORT_OF = {"http": 80, "https": 443}
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)", re.DOTALL)
+
+
+class Verdict(NamedTuple):
+    """What is to be done with a request. Most are shared between requests: see :meth:`uri`."""
+
+    action: str
+    """"forward", "tunnel" (every byte, as it is), "resolve" (ask again with the addresses of
+    `host`), "answer" (by the proxy itself, with `status`), "refuse" (the same, an error)."""
+    base: bytes = b""
+    """Scheme and authority to judge by; ``host:port`` of a tunnel."""
+    host: str = ""
+    """The host in `base`: a name or an address."""
+    to: tuple[Address, ...] = ()
+    """Where to connect, in turn."""
+    verified: bool | None = None
+    """Whether `to` and `base` are known to belong together, so that the answer may be kept for
+    others, too. None: not looked at."""
+    claimed: Authority | None = None
+    """What the client said, where it is not believed. A list of what is forbidden is to be asked
+    about both, a list of what is allowed about `host` alone."""
+    path: bytes | None = None
+    """What follows `base` in the URI; None: the target as it came."""
+    target: bytes | None = None
+    """To be sent in the target's place; None: the target as it came."""
+    field: bytes | None = None
+    """The value of Host to be sent in place of what came; None: as it came."""
+    status: int = 0
+    why: str = ""
+
+    def uri(self, target: bytes) -> bytes:
+        """The absolute URI to judge by, of a request with this target."""
+        if self.path is not None:
+            return self.base + self.path
+        return self.base if target == b"*" else self.base + target
+
+
+@dataclass(frozen=True, eq=False)
+class Rules:
+    """The policy, of which there is one for a proxy."""
+
+    verify: str = "original"
+    """See above."""
+    scheme: str = "http"
+    """Of intercepted requests; "https" where the caller has taken TLS off."""
+    other: str = "tunnel"
+    """What is not HTTP/1 on an intercepted port: "tunnel" or "refuse"."""
+    pseudonym: str = "lusca_comm"
+    """This proxy in Via (RFC 9110, 7.6.3). Every proxy of a path needs its own."""
+    cdn_id: str = ""
+    """And in CDN-Loop (RFC 8586); empty: none."""
+    ports: Ports = frozenset({80, 443, *range(1024, 65536)})
+    """Where a forward proxy goes."""
+    connect_ports: Ports = frozenset({443})
+    """Where it makes tunnels to."""
+    local: bool = False
+    """Whether a forward proxy goes to its own machine's loopback, and to link-local addresses."""
+    own: Callable[[Address], bool] = lambda _: False
+    """Whether an address is one of the proxy's listeners."""
+
+    def __post_init__(self) -> None:
+        if self.verify not in VERIFY:
+            raise ValueError(f"verify {self.verify!r}: one of {', '.join(VERIFY)}")
+        if self.other not in OTHER:
+            raise ValueError(f"other {self.other!r}: one of {', '.join(OTHER)}")
+        if self.scheme not in _PORT_OF:
+            raise ValueError(f"scheme {self.scheme!r}: one of {', '.join(_PORT_OF)}")
+
+    @property
+    def port(self) -> int:
+        """The port that `scheme` has where none is given."""
+        return _PORT_OF[self.scheme]
+
+    def base(self, authority: Authority) -> bytes:
+        return b"%s://%s" % (self.scheme.encode(), authority.spell(self.port))
+
+
+def _refuse(status: int, why: str, base: bytes = b"", host: str = "") -> Verdict:
+    return Verdict("refuse", base, host, status=status, why=why)
+
+
+_TARGET = _refuse(400, "the target is no URI of http")
+_HOSTS = _refuse(400, "more than one Host")
+_LOOP = _refuse(508, "the destination is this proxy itself")
+_OWN_ANSWER = Verdict("answer", status=204, why="about the proxy itself")
+
+
+# -- intercepted -------------------------------------------------------------------------------
+
+
+def intercepted(
+    rules: Rules,
+    method: bytes,
+    target: bytes,
+    hosts: Sequence[bytes],
+    original: Address,
+    answers: tuple[str, ...] | None = None,
+) -> Verdict:
+    """Judges a request of a connection that was going to `original`.
+
+    :param hosts: the values of Host, as many as there are.
+    :param answers: numeric addresses, after a verdict "resolve"; () where the name has none, or
+        could not be looked up.
+    """
+    if method == b"CONNECT":
+        return unframed(rules, original)
+    if b"#" in target:
+        return _TARGET
+    if target[:1] == b"/" or (target == b"*" and method == b"OPTIONS"):
+        return _by_host(rules, tuple(hosts), original, answers)
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None or len(hosts) > 1:
+        return _TARGET if absolute is None else _HOSTS
+    scheme, text, path = absolute.groups()
+    authority = parse_authority(text)
+    if authority is None:
+        return _TARGET
+    if scheme.lower() != rules.scheme.encode():
+        return _refuse(501, f"scheme {scheme.decode()}")
+    said = parse_authority(hosts[0]) if hosts else None
+    spelled = authority.spell(rules.port)
+    differs = said is None or said.spell(rules.port) != spelled
+    if differs and hosts and rules.verify == "strict":
+        why = "Host and the target differ"
+        return _refuse(409, why, rules.base(authority), authority.host)
+    verdict = _by_authority(rules, authority, original, answers)
+    if verdict.action != "forward":
+        return verdict
+    if not path.startswith(b"/"):
+        path = b"/" + path
+    return verdict._replace(path=path, field=spelled if differs else None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _by_host(
+    rules: Rules, hosts: tuple[bytes, ...], original: Address, answers: tuple[str, ...] | None
+) -> Verdict:
+    if len(hosts) > 1:
+        return _HOSTS
+    if not hosts or not hosts[0]:
+        own = _of(original)
+        verdict = _by_authority(rules, own, original, answers)
+        return verdict if verdict.status else verdict._replace(field=own.spell(rules.port))
+    authority = parse_authority(hosts[0])
+    if authority is None:
+        return _refuse(400, "Host is no host")
+    return _by_authority(rules, authority, original, answers)
+
+
+def _by_authority(
+    rules: Rules, said: Authority, original: Address, answers: tuple[str, ...] | None
+) -> Verdict:
+    if rules.own(original):
+        return _LOOP
+    base = rules.base(said)
+    verified: bool | None = None
+    if rules.verify != "off":
+        there = canonical(original[0])
+        if (said.port or rules.port) != original[1]:
+            verified = False
+        elif said.literal:
+            verified = said.host == there
+        elif answers is None:
+            return Verdict("resolve", base, said.host)
+        else:
+            verified = there in map(canonical, answers)
+    if verified is not False:
+        return Verdict("forward", base, said.host, (original,), verified)
+    if rules.verify == "strict":
+        why = "Host does not belong to the address that the connection was going to"
+        return _refuse(409, why, base, said.host)
+    own = _of(original)
+    return Verdict("forward", rules.base(own), own.host, (original,), False, said)
+
+
+def unframed(rules: Rules, original: Address | None) -> Verdict:
+    """Judges what is no HTTP/1 request: HTTP/2, another protocol, a client that says nothing."""
+    if original is None:
+        return _refuse(400, "this is no HTTP/1 request")
+    if rules.own(original):
+        return _LOOP
+    there = _of(original)
+    base = there.spell(0)
+    if rules.other == "refuse":
+        return _refuse(400, "this is no HTTP/1 request", base, there.host)
+    return Verdict("tunnel", base, there.host, (original,), True, path=b"")
+
+
+def _of(original: Address) -> Authority:
+    return Authority(canonical(original[0]), original[1], True)
+
+
+# -- to a forward proxy ------------------------------------------------------------------------
+
+
+def forwarded(
+    rules: Rules,
+    method: bytes,
+    target: bytes,
+    hosts: Sequence[bytes],
+    answers: tuple[str, ...] | None = None,
+) -> Verdict:
+    """Judges a request that a client sent to this proxy as its proxy; see :func:`intercepted`."""
+    if len(hosts) > 1:
+        return _HOSTS
+    if method == b"CONNECT":
+        authority = parse_authority(target)
+        if authority is None or authority.port is None:
+            return _refuse(400, "CONNECT takes HOST:PORT")
+        verdict = _to_name(rules, authority, authority.port, rules.connect_ports, answers)
+        base = authority.spell(0)
+        action = "tunnel" if verdict.action == "forward" else verdict.action
+        return verdict._replace(action=action, base=base, path=b"")
+    if target == b"*" and method == b"OPTIONS":
+        return _OWN_ANSWER
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        if target[:1] == b"/":
+            return _refuse(400, "a request to a proxy has an absolute URI")
+        return _TARGET
+    scheme, text, path = absolute.groups()
+    authority = parse_authority(text)
+    if authority is None:
+        return _TARGET
+    if scheme.lower() != b"http":
+        return _refuse(501, f"scheme {scheme.decode()}")
+    verdict = _to_name(rules, authority, authority.port or 80, rules.ports, answers)
+    if verdict.action != "forward":
+        return verdict
+    spelled = authority.spell()
+    field = None if [*hosts] == [spelled] else spelled
+    if method == b"OPTIONS" and not path:  # RFC 9112, 3.2.4
+        return verdict._replace(path=b"", target=b"*", field=field)
+    if not path.startswith(b"/"):
+        path = b"/" + path
+    return verdict._replace(path=path, target=path, field=field)
+
+
+@functools.lru_cache(maxsize=4096)
+def _to_name(
+    rules: Rules,
+    authority: Authority,
+    port: int,
+    ports: Ports,
+    answers: tuple[str, ...] | None,
+) -> Verdict:
+    base = b"http://" + authority.spell()
+    if port not in ports:
+        return _refuse(403, f"port {port}", base, authority.host)
+    if authority.literal:
+        answers = (authority.host,)
+    if answers is None:
+        return Verdict("resolve", base, authority.host)
+    if not answers:
+        return _refuse(502, f"the name {authority.host} has no address", base, authority.host)
+    to = tuple((address, port) for address in dict.fromkeys(map(canonical, answers)))
+    if any(map(rules.own, to)):
+        return _LOOP._replace(base=base, host=authority.host)
+    if not rules.local:
+        to = tuple(address for address in to if may_reach(address[0]))
+    if not to:
+        return _refuse(403, "an address of this machine's own", base, authority.host)
+    return Verdict("forward", base, authority.host, to, True)
+
+
+# -- loops and hops ----------------------------------------------------------------------------
+
+# RFC 9110, 5.6.4 and 5.6.5: a comment nests, and both may hold commas.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_COMMENT = re.compile(r"\((?:[^()\\]|\\.)*\)")
+
+
+def loops(rules: Rules, via: Sequence[bytes], cdn_loop: Sequence[bytes] = ()) -> bool:
+    """Whether a request has been here before, by the values of its Via and CDN-Loop."""
+    return any(rules.pseudonym.lower() in _received_by(value) for value in via) or (
+        bool(rules.cdn_id) and any(rules.cdn_id.lower() in _cdn_ids(value) for value in cdn_loop)
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _received_by(via: bytes) -> frozenset[str]:
+    """``1.1 name, HTTP/1.0 other:3128 (a comment)``: name, other:3128."""
+    text = via.decode("latin-1").lower()
+    while (shorter := _COMMENT.sub(" ", text)) != text:
+        text = shorter
+    parts = (member.split() for member in text.split(","))
+    return frozenset(part[1] for part in parts if len(part) > 1)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cdn_ids(cdn_loop: bytes) -> frozenset[str]:
+    """``one; a="b,c", two:8080``: one, two:8080."""
+    text = _QUOTED.sub(" ", cdn_loop.decode("latin-1").lower())
+    return frozenset(member.partition(";")[0].strip() for member in text.split(","))
+
+
+def hops_left(method: bytes, max_forwards: Sequence[bytes]) -> int | None:
+    """What Max-Forwards allows beyond this proxy, which is to be sent on; negative: the proxy is
+    the last and answers; None: the field is of no concern (RFC 9110, 7.6.2)."""
+    if method not in (b"OPTIONS", b"TRACE") or len(max_forwards) != 1:
+        return None
+    value = max_forwards[0]
+    return min(int(value), 1 << 31) - 1 if value.isdigit() and len(value) < 20 else None

@@ -311,6 +311,138 @@ enum { LC_FAULT_PIPE, LC_FAULT_RESIZE, LC_FAULT_SIZE, LC_FAULT_SPLICE_IN, LC_FAU
        LC_FAULTS };
 int lc_plane_fault(int call, int err, int skip, int times);
 
+/* -- framing: docs/framing.md ----------------------------------------------------------------- */
+
+/* The one judge of where messages end. No call here does I/O, allocates, or keeps anything but what
+ * its caller holds. */
+
+struct lc_span { uint32_t at, size; };      /* of the bytes that were given */
+
+enum { LC_FRAMER_HTTP_REQUEST, LC_FRAMER_HTTP_RESPONSE, LC_FRAMER_TLS_HELLO,
+       LC_FRAMER_LENGTH16 /* DNS over TCP */, LC_FRAMERS };
+
+enum {
+    LC_HEAD_MORE,       /* not whole yet */
+    LC_HEAD_WHOLE,
+    LC_HEAD_REFUSED,    /* `why`, and the `status` that it deserves */
+    LC_HEAD_OTHER,      /* another protocol; behind a message of this one that is a refusal, too */
+    LC_HEAD_H2          /* the preface of HTTP/2 with prior knowledge */
+};
+
+/* LENGTH of 0 is a body, too: it is said to the next hop. */
+enum { LC_BODY_NONE, LC_BODY_LENGTH, LC_BODY_CHUNKED, LC_BODY_CLOSE };
+
+enum { LC_TARGET_ORIGIN = 1, LC_TARGET_ABSOLUTE, LC_TARGET_AUTHORITY /* CONNECT's */,
+       LC_TARGET_ASTERISK /* OPTIONS' */ };
+
+enum {
+    LC_HEAD_KEEP = 1,           /* its sender keeps the connection, if the body lets it */
+    LC_HEAD_OLD = 2,            /* HTTP/1.0 */
+    LC_HEAD_EXPECT = 4,         /* 100-continue, with a body, HTTP/1.1 */
+    LC_HEAD_UPGRADE = 8,        /* asks for, or (101) is, a switch of protocols; h2c never counts */
+    LC_HEAD_CONNECT = 16,
+    LC_HEAD_IS_HEAD = 32,
+    LC_HEAD_SAFE = 64,          /* GET HEAD OPTIONS TRACE */
+    LC_HEAD_IDEMPOTENT = 128,   /* those, PUT, DELETE */
+    LC_HEAD_TRAILERS = 256      /* TE: trailers */
+};
+
+/* What was wrong: lc_bad_text has the words. */
+enum {
+    LC_BAD_START = 1, LC_BAD_METHOD, LC_BAD_TARGET, LC_BAD_VERSION, LC_BAD_VERSION_UNKNOWN,
+    LC_BAD_CODE, LC_BAD_BLANK, LC_BAD_BYTE, LC_BAD_FOLD, LC_BAD_NAME, LC_BAD_SPACE, LC_BAD_HOST,
+    LC_BAD_HOSTS, LC_BAD_NO_HOST, LC_BAD_LENGTH, LC_BAD_LENGTHS, LC_BAD_CODING, LC_BAD_CODINGS,
+    LC_BAD_CODING_UNKNOWN, LC_BAD_CODING_OLD, LC_BAD_BOTH, LC_BAD_CONNECTION, LC_BAD_EXPECT,
+    LC_BAD_CONNECT_BODY, LC_BAD_SWITCH, LC_BAD_LONG_LINE, LC_BAD_LONG_HEAD, LC_BAD_FIELDS,
+    LC_BAD_CHUNK_SIZE, LC_BAD_CHUNK_LINE, LC_BAD_CHUNK_END, LC_BAD_TRAILER, LC_BAD_RECORD,
+    LC_BAD_FRAME, LC_BADS
+};
+const char *lc_bad_text(int why);   /* "" beyond the last one */
+
+struct lc_limits {
+    uint32_t line;      /* bytes of a line without its end: the start line 414, a field 431 */
+    uint32_t head;      /* bytes of the whole, and of all trailers */
+    uint32_t fields;
+};
+
+/* Zeroed before the first call for a message; the same again while it is MORE. */
+struct lc_head {
+    int state;
+    int why;
+    int status;         /* of a refused request 4xx, 5xx; of a refused response 502 */
+    int body;
+    int code;           /* of a response */
+    int minor;          /* HTTP/1.minor */
+    int form;           /* of a request's target: LC_TARGET_... */
+    uint32_t flags;
+    uint64_t length;    /* Content-Length; told by answers to HEAD and by a 304 without a body */
+    uint32_t size;      /* WHOLE: bytes of the head, blank line included. What is behind is body */
+    uint32_t fields;
+    struct lc_span start[3];    /* method target version; version code reason; LENGTH16: its payload */
+    struct lc_span authority;   /* within an absolute or authority form */
+    struct lc_span host;        /* the value of Host; size 0: none, or an empty one */
+    uint32_t seen, step, marks; /* the framer's own */
+};
+
+/* Judges the message that begins at `bytes`. Called again with the same bytes and more behind them,
+ * it goes on where it was: all calls together look at each byte once or twice. Split anywhere, the
+ * verdict is the same, and comes with the first byte that decides it. `about`: of a response, the
+ * flags of the request that it answers. Answers out->state. Spans stay right when bytes move. */
+int lc_frame_head(int framer, const uint8_t *bytes, size_t size, const struct lc_limits *limits,
+                  unsigned about, struct lc_head *out);
+/* The values of the fields called `name`, in any case, without the space around them: how many
+ * there are; the first `max` of them in `out`. Of a WHOLE head. */
+int lc_head_find(const uint8_t *head, const struct lc_head *h, const char *name, size_t size,
+                 struct lc_span *out, int max);
+
+/* A chunked body. Zeroed before its first byte. */
+struct lc_chunks {
+    uint64_t left;      /* of the chunk's data. Its owner may move up to that many bytes past the
+                         * walker, between two calls: it then takes them off here */
+    uint32_t line;      /* bytes of the line so far */
+    uint32_t trailers;  /* bytes of them */
+    uint32_t fields;
+    uint16_t step;
+    uint16_t why;       /* LC_BAD_... of a refusal */
+};
+
+/* Judges what came and rewrites it in place: size lines without extensions and padding, trailers
+ * as name:value. The first *kept bytes are then to be sent on. Of the `size` bytes given
+ * *used are done with; the rest (less than a line of the trailers) is given again, with more behind
+ * it. WHOLE: the body ended at *used, and its last line is among those kept. */
+int lc_chunks_walk(struct lc_chunks *c, const struct lc_limits *limits, uint8_t *bytes, size_t size,
+                   size_t *used, size_t *kept);
+
+enum {
+    LC_EDIT_CLOSE = 1,          /* Connection: close; a body that ends so has it by itself */
+    LC_EDIT_KEEP = 2,           /* Connection: keep-alive, which HTTP/1.0 wants to be told */
+    LC_EDIT_UPGRADE = 4,        /* Upgrade is kept, of a head that has LC_HEAD_UPGRADE */
+    LC_EDIT_PROXY = 8           /* Proxy-Authorization, Proxy-Authenticate are kept */
+};
+
+struct lc_edit {
+    const uint8_t *start;       /* a start line, its CRLF included, in the place of the one judged;
+                                 * the version is ours all the same. NULL: as it was */
+    size_t start_size;
+    const char *drop;           /* names of fields, in any case, commas between them */
+    size_t drop_size;
+    const uint8_t *append;      /* field lines, CRLFs included */
+    size_t append_size;
+    unsigned what;              /* LC_EDIT_... */
+};
+
+/* Writes a WHOLE head anew, for the next hop: the start line (requests in the version they came in,
+ * responses as HTTP/1.1), every field that is for all hops as "Name: value", the body's framing
+ * once, as judged, Connection as told. Connection names away what it likes but Host and the framing.
+ * What is added is judged by the same judge: -EINVAL, if it is no start line or field, or would
+ * change the framing (HEAD for GET, 204 for 200, a Content-Length). Answers the size, or -ENOBUFS:
+ * less room than lc_edit_room says. */
+int lc_head_edit(const uint8_t *head, const struct lc_head *h, const struct lc_edit *edit,
+                 uint8_t *out, size_t room);
+size_t lc_edit_room(const struct lc_head *h, const struct lc_edit *edit);
+/* 0: lc_head_edit will write that. -EINVAL. */
+int lc_edit_check(const struct lc_head *h, const struct lc_edit *edit);
+
 /* cdef end */
 
 #endif

@@ -105,6 +105,39 @@ int lc_recv(int fd, void *buffer, int size, struct lc_addr *peer, struct lc_addr
 int lc_send(int fd, const void *data, int size, const struct lc_addr *to,
             const struct lc_addr *from);
 
+/* Has a datagram socket that exists tell where each was going. */
+int lc_tell_original(int fd);
+
+/* Datagrams in batches. */
+enum { LC_BATCH = 64, LC_STRIDE = 65536 + 192 };
+
+struct lc_datagram {
+    int fd;                     /* that received it */
+    int size;                   /* -errno of that descriptor: no datagram */
+    struct lc_addr peer;
+    struct lc_addr original;    /* as lc_recv has it */
+};
+
+struct lc_batch;
+/* NULL: no memory. */
+struct lc_batch *lc_batch_new(void);
+void lc_batch_free(struct lc_batch *batch);
+/* What the last lc_recv_many brought; the bytes of each begin LC_STRIDE behind those of the last. */
+struct lc_datagram *lc_batch_datagrams(struct lc_batch *batch);
+uint8_t *lc_batch_bytes(struct lc_batch *batch);
+/* What waits on `n` descriptors, `max` datagrams in all and at most LC_BATCH, a share from each: how
+ * many there are. */
+int lc_recv_many(struct lc_batch *batch, const int *fds, int n, int max);
+
+struct lc_parcel {
+    int fd;                     /* a connected socket */
+    int size;
+    const void *bytes;
+    int sent;                   /* answered: bytes, or -errno */
+};
+/* Sends them all, those in a row for one socket in one call: how many went. */
+int lc_send_many(struct lc_parcel *parcels, int n);
+
 /* Options by what they mean. Bytes, seconds; keepalive: a part that is 0 is left as it is. */
 int lc_set_tos(int fd, int tos);
 int lc_get_tos(int fd);
@@ -310,6 +343,8 @@ int lc_own_connection(const struct lc_addr *peer, const struct lc_addr *original
 enum { LC_FAULT_PIPE, LC_FAULT_RESIZE, LC_FAULT_SIZE, LC_FAULT_SPLICE_IN, LC_FAULT_SPLICE_OUT,
        LC_FAULTS };
 int lc_plane_fault(int call, int err, int skip, int times);
+/* For tests: what control messages say, as lc_recv takes it. 1: they tell an address. */
+int lc_read_control(const void *bytes, size_t size, struct lc_addr *original);
 
 /* -- framing: docs/framing.md ----------------------------------------------------------------- */
 

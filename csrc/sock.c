@@ -1,5 +1,5 @@
 /* comm_open, comm_accept and comm_connect, each in one call. */
-#include "engine.h"
+#include "datagram.h"
 
 #include <fcntl.h>
 #include <netinet/ip.h>
@@ -61,28 +61,6 @@ static int set_device(int fd, const char *device)
         ? -errno : 0;
 #else
     (void)fd, (void)device;
-    return -ENOTSUP;
-#endif
-}
-
-/* Datagrams tell their original destination in a control message. On Linux a dual-stack socket needs
- * both options (ip(7), ipv6(7)). On FreeBSD they are one bit of the socket, which its own family's
- * option sets and the other's refuses (ip(4), ip6(4)). */
-static int ask_origdst(int fd, int family, int dualstack)
-{
-#if defined(IP_RECVORIGDSTADDR) && defined(IPV6_RECVORIGDSTADDR)
-    int err = 0;
-
-    if (family == AF_INET6)
-        err = set_int(fd, IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1);
-#ifndef __linux__
-    dualstack = 0;
-#endif
-    if (err == 0 && (family == AF_INET || dualstack))
-        err = set_int(fd, IPPROTO_IP, IP_RECVORIGDSTADDR, 1);
-    return err;
-#else
-    (void)fd, (void)family, (void)dualstack;
     return -ENOTSUP;
 #endif
 }
@@ -195,7 +173,7 @@ static int set_up(int fd, int family, const struct lc_open *r, int *step)
         return err;
     *step = LC_STEP_ORIGDST;
     if (r->type == SOCK_DGRAM && (r->flags & (LC_TPROXY_LCL | LC_INTERCEPT)) && binder(r) == NULL
-        && (err = ask_origdst(fd, family, r->dualstack)) < 0)
+        && (err = lc_ask_original(fd, family, r->dualstack)) < 0)
         return err;
     *step = LC_STEP_BIND;
     if (wants_bind(r) && (err = do_bind(fd, family, r)) < 0)

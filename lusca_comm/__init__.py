@@ -61,7 +61,9 @@ comm_add_close_handler = default_reactor.comm_add_close_handler
 comm_remove_close_handler = default_reactor.comm_remove_close_handler
 comm_udp_sendto = default_reactor.comm_udp_sendto
 comm_udp_recvfrom = default_reactor.comm_udp_recvfrom
+comm_udp_recvmany = default_reactor.comm_udp_recvmany
 comm_udp_reply = default_reactor.comm_udp_reply
+comm_udp_replymany = default_reactor.comm_udp_replymany
 comm_note = default_reactor.comm_note
 comm_set_tos = default_reactor.comm_set_tos
 comm_get_tos = default_reactor.comm_get_tos
@@ -151,7 +153,9 @@ __all__ = [
     "comm_set_tos",
     "comm_spoof",
     "comm_udp_recvfrom",
+    "comm_udp_recvmany",
     "comm_udp_reply",
+    "comm_udp_replymany",
     "comm_udp_sendto",
     "comm_write",
     "connect_relay",

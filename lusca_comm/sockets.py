@@ -119,13 +119,15 @@ class Sockets(Closing):
             raise TypeError(f"a descriptor or a socket, not {fd_or_socket!r}")
         if flags & ~ALL_FLAGS or flags & COMM_TRANSPARENT_PORT:
             raise CommError(errno.EINVAL, f"flags {flags:#x} do not fit a socket that exists")
-        if flags & COMM_INTERCEPT:
-            engines.probe_nat()
         fd = descriptor(fd_or_socket)
         if self.table.find(fd_or_socket) is not None:
             raise CommError(errno.EEXIST, f"descriptor {fd} is in the table already")
         sock = fd_or_socket if isinstance(fd_or_socket, socket.socket) else socket_of(fd)
         try:
+            if sock.type == socket.SOCK_DGRAM:
+                spoof.refuse_redirected(flags)
+            if flags & COMM_INTERCEPT:
+                engines.probe_nat()
             self._apply_flags(sock, flags)
         except BaseException:
             if sock is not fd_or_socket:
@@ -139,6 +141,10 @@ class Sockets(Closing):
 
     @staticmethod
     def _apply_flags(sock: socket.socket, flags: int) -> None:
+        if sock.type == socket.SOCK_DGRAM and flags & (COMM_TPROXY_LCL | COMM_INTERCEPT):
+            err = lib.lc_tell_original(sock.fileno())
+            if err < 0:
+                raise CommError(-err, f"asking where datagrams were going: {os.strerror(-err)}")
         if flags & COMM_REUSEADDR:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if flags & COMM_REUSEPORT:

@@ -72,13 +72,8 @@ def request_for(
         raise CommError(errno.EINVAL, "COMM_TPROXY_LCL and COMM_TPROXY_REM need an address")
     if flags & COMM_TRANSPARENT_PORT and not flags & COMM_TPROXY_REM:
         raise CommError(errno.EINVAL, "COMM_TRANSPARENT_PORT goes with COMM_TPROXY_REM")
-    if kind == socket.SOCK_DGRAM and flags & COMM_INTERCEPT and _LINUX:
-        raise CommError(
-            errno.EOPNOTSUPP,
-            "nothing tells where a datagram was going once NAT has redirected it (the control "
-            "message has the address after NAT, SO_ORIGINAL_DST knows TCP only): use a TPROXY rule "
-            "and COMM_TPROXY_LCL",
-        )
+    if kind == socket.SOCK_DGRAM:
+        refuse_redirected(flags)
     request = ffi.new("struct lc_open *")
     request.type = kind
     request.flags = flags
@@ -105,6 +100,18 @@ def request_for(
     if dualstack and (address is None or address[0] != "::"):
         raise CommError(errno.EINVAL, 'dualstack goes with the address "::"')
     return request
+
+
+def refuse_redirected(flags: int) -> None:
+    """Of a datagram socket. Raises CommError (EOPNOTSUPP) where no engine can tell where NAT took a
+    datagram from."""
+    if flags & COMM_INTERCEPT and _LINUX:
+        raise CommError(
+            errno.EOPNOTSUPP,
+            "nothing tells where a datagram was going once REDIRECT or DNAT has sent it here (the "
+            "control message has the address after NAT, SO_ORIGINAL_DST knows TCP only): for UDP "
+            "it takes TPROXY rules, which `lusca-comm rules` prints, and COMM_TPROXY_LCL",
+        )
 
 
 def _device(name: str) -> bytes:

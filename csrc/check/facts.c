@@ -66,6 +66,7 @@ IS(AF_INET6, 24);
 IS(SO_BINDANY, 0x1000);
 IS(SO_SPLICE, 0x1023);
 IS(IPV6_RECVDSTPORT, 64);
+IS(IP_RECVDSTPORT, 33);
 #elif defined(__APPLE__)
 IS(AF_INET6, 30);
 #if defined(IP_BINDANY) || defined(SO_BINDANY) || defined(SO_SPLICE)

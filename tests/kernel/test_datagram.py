@@ -22,7 +22,7 @@ from kernel.proxying import FAMILIES, WILDCARD
 
 import lusca_comm as lc
 from lusca_comm.firewall import Plan, apply
-from lusca_comm.lab import Channel, Host, Process, Topology, wait_for
+from lusca_comm.lab import Channel, Host, Lab, Process, Topology, wait_for
 
 PORT = 3130
 DNS = 53
@@ -64,16 +64,25 @@ def intercept(host: Host, port: int = PORT, divert: bool = True) -> None:
 class Proxy:
     """Answers every datagram with "proxy" and its content, and tells the test all about it."""
 
-    def __init__(self, channel: Channel, mute: bool = False) -> None:
+    def __init__(self, channel: Channel, mute: bool = False, batched: bool = False) -> None:
         self.channel = channel
         self.mute = mute
+        self.on_readable = self.one_by_one if not batched else self.in_batches
 
-    def on_readable(self, sock: socket.socket, _data: Any) -> None:
+    def one_by_one(self, sock: socket.socket, _data: Any) -> None:
         lc.comm_set_select(sock, lc.COMM_SELECT_READ, self.on_readable)
         while (got := lc.comm_udp_recvfrom(sock)) is not None:
             self.channel.send((got.data, got.peer, got.original))
             if not self.mute:
                 lc.comm_udp_reply(got, b"proxy " + got.data)
+
+    def in_batches(self, sock: socket.socket, _data: Any) -> None:
+        lc.comm_set_select(sock, lc.COMM_SELECT_READ, self.on_readable)
+        while got := lc.comm_udp_recvmany(sock):
+            for one in got:
+                self.channel.send((one.data, one.peer, one.original))
+            answers = [(one, b"proxy " + one.data) for one in got]
+            assert lc.comm_udp_replymany(answers) == len(got)
 
 
 def proxy_process(
@@ -84,13 +93,21 @@ def proxy_process(
     max_flows: int = 512,
     flow_idle: float = 60.0,
     mute: bool = False,
+    batched: bool = False,
+    inherited: bool = False,
 ) -> None:
-    proxy, reactor = Proxy(channel, mute), lc.default_reactor
+    proxy, reactor = Proxy(channel, mute, batched), lc.default_reactor
     reactor.exception_hook = lambda why, where: channel.send(f"{where}: {why!r}")
     reactor.max_flows, reactor.flow_idle = max_flows, flow_idle
-    sock = lc.comm_open(
-        socket.SOCK_DGRAM, 0, address, flags=flags, dualstack=dualstack, note="dns"
-    )
+    if inherited:
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        bound = socket.socket(family, socket.SOCK_DGRAM)
+        bound.bind(address)
+        sock = lc.comm_fdopen(bound, flags=flags)
+    else:
+        sock = lc.comm_open(
+            socket.SOCK_DGRAM, 0, address, flags=flags, dualstack=dualstack, note="dns"
+        )
     lc.comm_set_select(sock, lc.COMM_SELECT_READ, proxy.on_readable)
 
     def tell() -> None:
@@ -139,14 +156,15 @@ def ask(sock: socket.socket, data: bytes) -> bytes:
 
 @v4_and_v6
 @pytest.mark.parametrize("divert", [True, False], ids=["divert rule", "tproxy alone"])
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "in batches"])
 def test_three_datagrams_of_a_flow_all_arrive_and_are_answered(
-    three_hosts: Topology, family: int, divert: bool
+    three_hosts: Topology, family: int, divert: bool, batched: bool
 ) -> None:
     """From the second on they arrive at the socket that answered the first."""
     net = three_hosts
     intercept(net.router, divert=divert)
     serve_origin(net, family)
-    proxy = serve_proxy(net.router, (WILDCARD[family], PORT))
+    proxy = serve_proxy(net.router, (WILDCARD[family], PORT), batched=batched)
     there = (net.origin_ip[family], DNS)
     with client_of(net, family, there[0]) as client:
         me = client.getsockname()[:2]
@@ -194,12 +212,26 @@ def test_a_dual_stack_listener_tells_both_families(three_hosts: Topology) -> Non
 
 
 @v4_and_v6
+def test_a_listener_that_was_passed_on_tells_too(three_hosts: Topology, family: int) -> None:
+    """As systemd would."""
+    net = three_hosts
+    intercept(net.router)
+    proxy = serve_proxy(net.router, (WILDCARD[family], PORT), inherited=True)
+    there = (net.origin_ip[family], DNS)
+    with client_of(net, family, there[0]) as client:
+        for data in (b"one", b"two", b"three"):
+            assert ask(client, data) == b"proxy " + data
+            assert proxy.recv() == (data, client.getsockname()[:2], there)
+
+
+@v4_and_v6
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "in batches"])
 def test_clients_of_one_destination_do_not_get_in_each_others_way(
-    three_hosts: Topology, family: int
+    three_hosts: Topology, family: int, batched: bool
 ) -> None:
     net = three_hosts
     intercept(net.router)
-    proxy = serve_proxy(net.router, (WILDCARD[family], PORT))
+    proxy = serve_proxy(net.router, (WILDCARD[family], PORT), batched=batched)
     there = (net.origin_ip[family], DNS)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(client_of(net, family, there[0])) for _ in range(8)]
@@ -215,10 +247,11 @@ def test_clients_of_one_destination_do_not_get_in_each_others_way(
 
 
 @v4_and_v6
-def test_more_clients_than_flows(three_hosts: Topology, family: int) -> None:
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "in batches"])
+def test_more_clients_than_flows(three_hosts: Topology, family: int, batched: bool) -> None:
     net = three_hosts
     intercept(net.router)
-    proxy = serve_proxy(net.router, (WILDCARD[family], PORT), max_flows=2)
+    proxy = serve_proxy(net.router, (WILDCARD[family], PORT), max_flows=2, batched=batched)
     with contextlib.ExitStack() as stack:
         to = net.origin_ip[family]
         clients = [stack.enter_context(client_of(net, family, to)) for _ in range(5)]
@@ -274,13 +307,14 @@ def test_listener_on_that_port_without_reuse_is_told_so(three_hosts: Topology) -
 
 
 @v4_and_v6
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "in batches"])
 def test_a_datagram_to_the_listener_itself_was_not_intercepted(
-    three_hosts: Topology, family: int
+    three_hosts: Topology, family: int, batched: bool
 ) -> None:
     """And the answer leaves from the one of its addresses that the client knows."""
     net = three_hosts
     intercept(net.router)
-    proxy = serve_proxy(net.router, (WILDCARD[family], PORT))
+    proxy = serve_proxy(net.router, (WILDCARD[family], PORT), batched=batched)
     for to in (net.router_client_ip[family], net.router_origin_ip[family]):
         with client_of(net, family, to, PORT) as client:
             assert ask(client, b"hello") == b"proxy hello"
@@ -302,6 +336,52 @@ def test_a_client_that_is_gone_takes_its_flow_along(three_hosts: Topology) -> No
         assert ask(client, b"three") == b"proxy three"
     seen = [proxy.recv() for _ in range(3)]
     assert {data for data, _, _ in seen} == {b"one", b"two", b"three"}
+
+
+REDIRECT = """
+table inet datagrams {{
+  chain prerouting {{
+    type nat hook prerouting priority dstnat;
+    udp dport {dns} redirect to :{port}
+  }}
+}}
+"""
+
+
+@v4_and_v6
+def test_redirect_tells_nothing_and_is_taken_for_nothing(
+    three_hosts: Topology, family: int
+) -> None:
+    """Not for an interception: where it was going is not to be had, and nobody makes it up."""
+    net = three_hosts
+    rules = REDIRECT.format(dns=DNS, port=PORT)
+    net.router.run(subprocess.run, ["nft", "-f", "-"], input=rules.encode(), check=True)
+    proxy = serve_proxy(net.router, (WILDCARD[family], PORT))
+    with client_of(net, family, net.origin_ip[family]) as client:
+        assert ask(client, b"x") == b"proxy x"  # conntrack turns the listener's answer round
+        assert proxy.recv() == (b"x", client.getsockname()[:2], None)
+
+
+def redirected() -> list[str]:
+    said = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        calls = (
+            lambda: lc.comm_open(socket.SOCK_DGRAM, 0, ("0.0.0.0", PORT), flags=lc.COMM_INTERCEPT),
+            lambda: lc.comm_fdopen(bound, flags=lc.COMM_INTERCEPT),
+            lambda: lc.comm_fdopen(bound.fileno(), flags=lc.COMM_INTERCEPT),
+        )
+        for call in calls:
+            with pytest.raises(lc.CommError) as caught:
+                call()
+            assert caught.value.errno == errno.EOPNOTSUPP
+            said.append(str(caught.value))
+    return said
+
+
+def test_a_listener_fed_by_redirect_is_refused_and_told_what_works(lab: Lab) -> None:
+    for said in lab.host("router").run(redirected):
+        assert "TPROXY" in said
+        assert "lusca-comm rules" in said
 
 
 def no_rights() -> tuple[int | None, str]:

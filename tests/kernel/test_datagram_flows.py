@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import lusca_comm as lc
-from lusca_comm import datagram
+from lusca_comm import datagram_io
 from lusca_comm.lab import Host, Lab
 
 READ = lc.COMM_SELECT_READ
@@ -32,7 +32,7 @@ class Bench:
     """A listener of a reactor of its own, and clients of it."""
 
     def __init__(self, **options: Any) -> None:
-        datagram._is_own = lambda entry, address: False
+        datagram_io.is_own = lambda fd, address: False
         self.reactor = lc.Reactor()
         for name, value in options.items():
             setattr(self.reactor, name, value)
@@ -210,6 +210,103 @@ def test_listener_and_flows_take_turns(host: Host) -> None:
         assert {data.split()[0] for data in got[2:4]} == {b"known", b"new"}
         assert len(set(got)) == 10
         assert bench.reactor.comm_udp_recvfrom(bench.listener) is None
+
+    host.run(run)
+
+
+def test_a_batch_has_a_share_of_each(host: Host) -> None:
+    def run() -> None:
+        bench = Bench()
+        receive = bench.reactor.comm_udp_recvmany
+        known, new = bench.client("127.1.1.1"), bench.client("127.1.1.2")
+        bench.flow(known)
+        for number in range(40):
+            known.send(b"known %d" % number)
+            new.send(b"new %d" % number)
+        got: list[bytes] = []
+        for most, of_each in ((8, 4), (100, 32), (100, 4)):
+            batch = [one.data for one in receive(bench.listener, most)]
+            assert [data.split()[0] for data in batch].count(b"new") == of_each
+            assert len(batch) == 2 * of_each
+            got += batch
+        assert len(set(got)) == len(got) == 80
+        assert receive(bench.listener) == []
+        for kind in (b"known", b"new"):  # in order, each
+            mine = [data for data in got if data.startswith(kind)]
+            assert mine == [b"%s %d" % (kind, number) for number in range(40)]
+
+    host.run(run)
+
+
+def test_more_flows_than_a_batch_has_room_for_all_get_their_turn(host: Host) -> None:
+    def run() -> None:
+        bench = Bench()
+        clients = [bench.client() for _ in range(80)]
+        for client in clients:
+            bench.flow(client)
+        for client in clients:
+            client.send(b"1")
+            client.send(b"2")
+        first = bench.reactor.comm_udp_recvmany(bench.listener, 50)
+        second = bench.reactor.comm_udp_recvmany(bench.listener, 50)
+        served = {one.peer for one in first} | {one.peer for one in second}
+        assert served == {client.getsockname() for client in clients}
+
+    host.run(run)
+
+
+def test_answers_in_a_batch_that_needs_more_flows_than_there_may_be(host: Host) -> None:
+    """What was to go through a socket goes before another flow takes its place."""
+
+    def run() -> None:
+        bench = Bench(max_flows=2)
+        clients = [bench.client() for _ in range(5)]
+        for client in clients:
+            client.send(b"hello")
+        got: list[Any] = []
+        while len(got) < 5:
+            got += bench.reactor.comm_udp_recvmany(bench.listener)
+        answers = [(one, b"%d for %d" % (turn, one.peer[1])) for one in got for turn in range(2)]
+        assert bench.reactor.comm_udp_replymany(answers) == 10
+        for client in clients:
+            for turn in range(2):
+                assert client.recv(100) == b"%d for %d" % (turn, client.getsockname()[1])
+        assert len(bench.flows) == 2
+
+    host.run(run)
+
+
+def test_a_client_that_is_gone_costs_the_batch_nothing(host: Host) -> None:
+    """The second answer to it is told what became of the first, and goes out all the same."""
+
+    def run() -> None:
+        bench = Bench()
+        gone, stays = bench.client(), bench.client()
+        old, new = bench.flow(gone), bench.flow(stays)
+        gone.close()
+        for _ in range(2):
+            answers = [(old, b"a"), (old, b"b"), (new, b"c"), (new, b"d")]
+            assert bench.reactor.comm_udp_replymany(answers) == 4
+        stays.send(b"still here")
+        bench.until(lambda: bench.reactor.comm_udp_recvmany(bench.listener) != [])
+        assert [stays.recv(100) for _ in range(4)] == [b"c", b"d"] * 2
+        assert bench.has_flow(stays)
+        assert len(bench.flows) == 1
+
+    host.run(run)
+
+
+def test_the_longest_datagrams_are_whole(host: Host) -> None:
+    def run() -> None:
+        bench = Bench()
+        client = bench.client()
+        contents = [bytes([number]) * size for number, size in enumerate((65507, 0, 1, 65507))]
+        for data in contents:
+            client.send(data)
+        got = bench.reactor.comm_udp_recvmany(bench.listener)
+        assert [one.data for one in got] == contents
+        bench.reactor.comm_udp_replymany([(one, one.data) for one in got])
+        assert [client.recv(65536) for _ in contents] == contents
 
     host.run(run)
 

@@ -173,45 +173,42 @@ void lc_complete_original(int fd, struct lc_addr *original)
         original->port = here.port;
 }
 
+static void put(struct msghdr *msg, int level, int type, const void *data, size_t size)
+{
+    struct cmsghdr *c = msg->msg_control;
+
+    c->cmsg_level = level;
+    c->cmsg_type = type;
+    c->cmsg_len = CMSG_LEN(size);
+    memcpy(CMSG_DATA(c), data, size);
+    msg->msg_controllen = CMSG_SPACE(size);
+}
+
 /* ip(7), ipv6(7), FreeBSD's ip(4). Where a system has no such message the route decides. */
 void lc_put_source(struct msghdr *msg, int family, const struct lc_addr *from)
 {
-    struct cmsghdr *c = CMSG_FIRSTHDR(msg);
     struct sockaddr_storage ss;
 
-    msg->msg_controllen = 0;
-    if (lc_to_sockaddr(from, family, &ss) == 0)
-        return;
-#ifdef IPV6_PKTINFO
-    if (family == AF_INET6) {
+    if (lc_to_sockaddr(from, family, &ss) > 0 && family == AF_INET6) {
         struct in6_pktinfo info = {.ipi6_addr = ((struct sockaddr_in6 *)(void *)&ss)->sin6_addr,
                                    .ipi6_ifindex = from->scope};
-        c->cmsg_level = IPPROTO_IPV6;
-        c->cmsg_type = IPV6_PKTINFO;
-        c->cmsg_len = CMSG_LEN(sizeof info);
-        memcpy(CMSG_DATA(c), &info, sizeof info);
-        msg->msg_controllen = CMSG_SPACE(sizeof info);
+        put(msg, IPPROTO_IPV6, IPV6_PKTINFO, &info, sizeof info);
+        return;
     }
-#endif
 #if defined(__linux__)
-    if (family == AF_INET) {
+    if (from->family == 4) {
         struct in_pktinfo info = {.ipi_spec_dst = ((struct sockaddr_in *)(void *)&ss)->sin_addr};
-        c->cmsg_level = IPPROTO_IP;
-        c->cmsg_type = IP_PKTINFO;
-        c->cmsg_len = CMSG_LEN(sizeof info);
-        memcpy(CMSG_DATA(c), &info, sizeof info);
-        msg->msg_controllen = CMSG_SPACE(sizeof info);
+        put(msg, IPPROTO_IP, IP_PKTINFO, &info, sizeof info);
+        return;
     }
 #elif defined(IP_SENDSRCADDR)
-    if (family == AF_INET) {
-        struct in_addr source = ((struct sockaddr_in *)(void *)&ss)->sin_addr;
-        c->cmsg_level = IPPROTO_IP;
-        c->cmsg_type = IP_SENDSRCADDR;
-        c->cmsg_len = CMSG_LEN(sizeof source);
-        memcpy(CMSG_DATA(c), &source, sizeof source);
-        msg->msg_controllen = CMSG_SPACE(sizeof source);
+    if (from->family == 4) {
+        put(msg, IPPROTO_IP, IP_SENDSRCADDR, &((struct sockaddr_in *)(void *)&ss)->sin_addr,
+            sizeof(struct in_addr));
+        return;
     }
 #endif
+    msg->msg_controllen = 0;
 }
 
 int lc_read_control(const void *bytes, size_t size, struct lc_addr *original)

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from lusca_comm.firewall import Exempt, Plan
+from lusca_comm.firewall import Exempt, Plan, Skip
 
+SKIPS = (
+    Skip(source="192.0.2.0/25"),
+    Skip(source="2001:db8:1::/64", destination="2001:db8:2::7", ports=(80, (90, 99)), mark=1),
+    Skip(source="192.0.2.200", destination="198.51.100.0/24", protocol="udp"),
+    Skip(destination="203.0.113.0/24", ports=(123,), protocol="udp"),
+    Skip(ports=(22,)),
+    Skip(ports=((8000, 8010),), protocol="tcp"),
+    Skip(protocol="udp", interface="lan0", mark=0x100, mask=0xF00),
+    Skip(mark=0xF0000000, mask=0xF0000000),
+    Skip(interface="lan1"),
+)
 PLANS: dict[str, Plan] = {
     "tproxy": Plan(),
     "tproxy-one-interface": Plan(ports=(80, 443), interfaces=("lan0",)),
@@ -26,6 +37,25 @@ PLANS: dict[str, Plan] = {
     "tproxy-high-mask": Plan(
         mark=0x40000000, mask=0xF0000000, own=True, exempt=Exempt(mark=2), table=100
     ),
+    "tproxy-udp": Plan(protocols=("udp",), ports=(53,), interfaces=("lan0",)),
+    "tproxy-both": Plan(
+        protocols=("tcp", "udp"),
+        ports=(80, 443),
+        udp_ports=(443,),
+        spoof=True,
+        same_port=True,
+        own=True,
+        exempt=Exempt(gids=(13, 7)),
+        listen6="::1",
+    ),
+    "tproxy-skip": Plan(
+        protocols=("tcp", "udp"),
+        own=True,
+        exempt=Exempt(mark=0x539),
+        bypass=("10.0.0.0/8", *SKIPS),
+    ),
+    "tproxy-skip-v6-only": Plan(families=("ipv6",), bypass=SKIPS),
+    "redirect-skip": Plan(mode="redirect", bypass=SKIPS, own=True, exempt=Exempt(mark=0x539)),
     "redirect": Plan(mode="redirect"),
     "redirect-v6-only": Plan(mode="redirect", families=("ipv6",), bypass=("2001:db8::1",)),
     "redirect-range": Plan(mode="redirect", ports=((8000, 8010),), interfaces=("lan0",)),

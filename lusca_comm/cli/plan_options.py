@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import grp
 import pwd
+from collections.abc import Callable
+from typing import Any
 
-from lusca_comm.firewall import Exempt, Plan
+from lusca_comm.errors import CommError
+from lusca_comm.firewall import Exempt, Plan, Skip
 
 __all__ = ["add_plan_options", "plan_of"]
 
@@ -25,6 +29,15 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="destination ports, such as 80,443,8000-8010 (default: 80)",
     )
     what.add_argument(
+        "--udp",
+        type=ports,
+        nargs="?",
+        const=(),
+        metavar="LIST",
+        help="datagrams too: to these ports, or without a list to those of --ports",
+    )
+    what.add_argument("--no-tcp", dest="tcp", action="store_false", help="datagrams alone")
+    what.add_argument(
         "--bypass-ports", type=ports, default=(), metavar="LIST", help="ports left alone"
     )
     what.add_argument(
@@ -33,6 +46,16 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NETWORK",
         help="destinations left alone, such as 10.0.0.0/8; may be repeated",
+    )
+    what.add_argument(
+        "--skip",
+        type=skip,
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="what else is left alone, where all of it is true, such as 'source 192.0.2.0/24 "
+        "destination 10.0.0.0/8 ports 53,123 protocol udp mark 0x100/0xf00 interface lan0'; may "
+        "be repeated",
     )
     families = what.add_mutually_exclusive_group()
     for version in "46":
@@ -65,6 +88,9 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--exempt-uid", type=user, metavar="USER", help="own traffic left alone: a user's"
+    )
+    what.add_argument(
+        "--exempt-gid", type=group, metavar="GROUP", help="own traffic left alone: a group's"
     )
     what.add_argument(
         "--exempt-cgroup", metavar="PATH", help="own traffic left alone: a control group's"
@@ -118,13 +144,23 @@ def plan_of(options: argparse.Namespace) -> Plan:
         mark=options.exempt_mark,
         uids=() if options.exempt_uid is None else (options.exempt_uid,),
         cgroups=() if options.exempt_cgroup is None else (options.exempt_cgroup,),
+        gids=() if options.exempt_gid is None else (options.exempt_gid,),
     )
+    protocols = ("tcp",) * options.tcp + ("udp",) * (options.udp is not None)
     same = (
-        "mode port ports bypass bypass_ports families interfaces forwarded own listen4 listen6 "
+        "mode port ports bypass_ports families interfaces forwarded own listen4 listen6 "
         "spoof same_port origin_interfaces zone table name"
     )
     fields = {name: getattr(options, name) for name in same.split()}
-    return Plan(mark=mark, mask=mask, exempt=exempt, **fields)
+    return Plan(
+        mark=mark,
+        mask=mask,
+        exempt=exempt,
+        protocols=protocols,
+        udp_ports=options.udp or None,
+        bypass=(*options.bypass, *options.skip),
+        **fields,
+    )
 
 
 def number(text: str) -> int:
@@ -139,6 +175,41 @@ def mark(text: str) -> tuple[int, int | None]:
 def ports(text: str) -> tuple[int | tuple[int, int], ...]:
     pairs = (part.partition("-") for part in text.split(","))
     return tuple((int(first), int(last)) if dash else int(first) for first, dash, last in pairs)
+
+
+def skip(text: str) -> Skip:
+    """Pairs of a field's name and its value, as the help shows them."""
+    words = text.split()
+    if len(words) % 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: names and values in pairs")
+    fields: dict[str, Any] = {}
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        if name not in SKIP or name in fields:
+            raise argparse.ArgumentTypeError(f"{name!r}: once each of {', '.join(SKIP)}")
+        fields[name] = SKIP[name](value)
+    if "mark" in fields:
+        fields["mark"], fields["mask"] = fields["mark"]
+    try:
+        return Skip(**fields)
+    except CommError as why:
+        raise argparse.ArgumentTypeError(str(why.strerror)) from None
+
+
+SKIP: dict[str, Callable[[str], Any]] = {
+    "source": str,
+    "destination": str,
+    "ports": ports,
+    "protocol": str,
+    "mark": mark,
+    "interface": str,
+}
+
+
+def group(text: str) -> int:
+    try:
+        return int(text) if text.isdigit() else grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"no group {text!r}") from None
 
 
 def user(text: str) -> int:

@@ -10,13 +10,14 @@
 
 from .apply import Applied, apply, remove
 from .nftables import oldest_kernel, render
-from .plan import Exempt, Plan
+from .plan import Exempt, Plan, Skip
 from .routing import render_commands
 
 __all__ = [
     "Applied",
     "Exempt",
     "Plan",
+    "Skip",
     "apply",
     "oldest_kernel",
     "remove",

@@ -157,7 +157,7 @@ def _check_sysctls(plan: Plan) -> None:
     found = []
     if "ipv4" in plan.families:
         found += sorted(root.glob("conf/*/src_valid_mark"))
-    if plan.mode == "tproxy":
+    if plan.mode == "tproxy" and "tcp" in plan.protocols:
         found.append(root / "tcp_fwmark_accept")
     for file in found:
         with contextlib.suppress(FileNotFoundError):

@@ -6,12 +6,13 @@ import errno
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from lusca_comm.errors import CommError
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 PortRange: TypeAlias = tuple[int, int]
+WHOLE_MARK: Final = 0xFFFFFFFF
 
 
 def bad(text: str) -> CommError:
@@ -32,6 +33,17 @@ def sequence(field: str, value: Any) -> tuple[Any, ...]:
 def number(field: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise bad(f"{field}: a number from {low} to {high}, not {value!r}")
+
+
+def mark(field: str, mark: Any, mask: Any) -> int:
+    """The mask, whole if there is none."""
+    number(f"{field}mark", mark, 1, WHOLE_MARK)
+    if mask is None:
+        return WHOLE_MARK
+    number(f"{field}mask", mask, 1, WHOLE_MARK)
+    if mark & ~mask:
+        raise bad(f"{field}mark {mark:#x} has bits outside its mask {mask:#x}")
+    return int(mask)
 
 
 def choice(field: str, value: Any, allowed: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ carry so that nft can print them.
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import struct
 import sys
@@ -59,7 +60,7 @@ def _show_network(value: Value) -> str:
     return f"{ipaddress.ip_address(low)}{length}"
 
 
-_PROTOCOLS: Final = {"tcp": 6}
+_PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 _FAMILIES: Final = {"ipv4": 2, "ipv6": 10}
 _TYPES: Final = {"unicast": 1, "local": 2, "broadcast": 3, "anycast": 4, "multicast": 5}
 
@@ -68,6 +69,7 @@ _OIFNAME: Final = Field("oifname", (_meta(7),), 16, 41, (3, 13), _show_name, hos
 _NFPROTO: Final = Field("meta nfproto", (_meta(15),), 1, 2, (3, 14), _word(_FAMILIES, "big"))
 _L4PROTO: Final = Field("meta l4proto", (_meta(16),), 1, 12, (3, 14), _word(_PROTOCOLS, "big"))
 _SKUID: Final = Field("meta skuid", (_meta(10),), 4, 24, (3, 13), _number(_HOST), host=True)
+_SKGID: Final = Field("meta skgid", (_meta(11),), 4, 25, (3, 13), _number(_HOST), host=True)
 _CLASSID: Final = Field("meta cgroup", (_meta(23),), 4, 4, (3, 19), _number(_HOST), host=True)
 _DIRECTION: Final = Field(
     "ct direction",
@@ -91,18 +93,24 @@ _TYPE: Final = {
 }
 _TRANSPARENT: Final = Field("socket transparent", (_socket(0),), 1, 39, (4, 18), _number("big"))
 _WILDCARD: Final = Field("socket wildcard", (_socket(2),), 1, 39, (5, 11), _number("big"))
-_DADDR: Final = {
-    family: Field(
-        f"{text} daddr",
-        (_meta(15), compare(0, bytes([_FAMILIES[family]])), _payload(_NETWORK, offset, size)),
-        size,
-        kind,
+_OFFSETS: Final = {"saddr": (12, 8), "daddr": (16, 24)}
+_ADDRESS: Final = {
+    (which, version): Field(
+        f"{'ip' if version == 4 else 'ip6'} {which}",
+        (
+            _meta(15),
+            compare(0, bytes([_FAMILIES[f"ipv{version}"]])),
+            _payload(_NETWORK, offset, 4 if version == 4 else 16),
+        ),
+        4 if version == 4 else 16,
+        7 if version == 4 else 8,
         (3, 14),
         _show_network,
         intervals=True,
         prefixes=True,
     )
-    for family, text, offset, size, kind in (("ipv4", "ip", 16, 4, 7), ("ipv6", "ip6", 24, 16, 8))
+    for which, offsets in _OFFSETS.items()
+    for version, offset in zip((4, 6), offsets, strict=True)
 }
 
 
@@ -136,6 +144,10 @@ def l4proto(protocol: str) -> Match:
 
 def skuid(uids: Iterable[int]) -> Match:
     return _same(_SKUID, map(host32, uids))
+
+
+def skgid(gids: Iterable[int]) -> Match:
+    return _same(_SKGID, map(host32, gids))
 
 
 def classid(number: int) -> Match:
@@ -178,9 +190,14 @@ def wildcard() -> Match:
     return _same(_WILDCARD, [b"\1"])
 
 
-def destination(networks: Sequence[Network]) -> Match:
-    """Networks of one family, sorted, none empty."""
-    field = _DADDR[f"ipv{networks[0].version}"]
+def addresses(
+    which: Literal["saddr", "daddr"], networks: Sequence[Network], known: bool = False
+) -> Match:
+    """Networks of one family, sorted, none empty. ``known``: a match before this one has made sure
+    of the family, which nft then doesn't ask for again."""
+    field = _ADDRESS[which, networks[0].version]
+    if known:
+        field = dataclasses.replace(field, load=field.load[2:])
     ends = ((net.network_address.packed, net.broadcast_address.packed) for net in networks)
     return Match(field, tuple(ends))
 

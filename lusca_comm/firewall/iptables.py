@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .plan import Family, Plan, PortRange
+from .skip import Skip
 from .statements import Version
 
 __all__ = ["oldest_kernel", "render"]
@@ -91,10 +92,11 @@ def _raw(plan: Plan) -> Chains:
         targets = [f"-o {name} -p {protocol}" for name in plan.origin_interfaces]
         inward += [
             f"{match} -m socket --transparent {zone}"
-            for match in sources or _ports(protocol, "sport", plan.port_ranges)
+            for match in sources or _ports(protocol, "sport", plan.port_ranges(protocol))
         ]
         outward += [
-            f"{match} {zone}" for match in targets or _ports(protocol, "dport", plan.port_ranges)
+            f"{match} {zone}"
+            for match in targets or _ports(protocol, "dport", plan.port_ranges(protocol))
         ]
     return {
         "in": ["# from the origin to a spoofed address", *inward],
@@ -117,7 +119,7 @@ def _mangle(plan: Plan, family: Family) -> Chains:
         inward += [f"-i lo -m mark --mark {mark} {match} {tproxy}" for match in _wanted(plan)]
         chains["out"] = [
             *_exempt(plan),
-            *_spared(plan, family),
+            *_spared(plan, family, own=True),
             "# own traffic: back in through lo",
             *(
                 f"{match} -m conntrack --ctdir ORIGINAL -j MARK --set-xmark {mark}"
@@ -138,7 +140,7 @@ def _nat(plan: Plan, family: Family) -> Chains:
         chains["in"] = [*_spared(plan, family), "# forwarded traffic", *rules]
     if plan.own:
         rules = [f"{match} {target}" for match in _wanted(plan)]
-        chains["out"] = [*_exempt(plan), *_spared(plan, family), "# own traffic", *rules]
+        chains["out"] = [*_exempt(plan), *_spared(plan, family, own=True), "# own traffic", *rules]
     return chains
 
 
@@ -147,10 +149,10 @@ def _where(plan: Plan) -> Sequence[str]:
 
 
 def _wanted(plan: Plan) -> list[str]:
-    return [m for one in plan.protocols for m in _ports(one, "dport", plan.port_ranges)]
+    return [m for one in plan.protocols for m in _ports(one, "dport", plan.port_ranges(one))]
 
 
-def _spared(plan: Plan, family: Family) -> Iterator[str]:
+def _spared(plan: Plan, family: Family, own: bool = False) -> Iterator[str]:
     yield "# this machine's own addresses"
     # For IPv6 the match refuses BROADCAST, and several words mean all of them, not any.
     types = ("LOCAL,BROADCAST,ANYCAST,MULTICAST",)
@@ -159,6 +161,29 @@ def _spared(plan: Plan, family: Family) -> Iterator[str]:
     if networks := plan.networks(family):
         yield "# bypassed networks"
         yield from (f"-d {network} -j RETURN" for network in networks)
+    skipped = [
+        f"{match}-j RETURN"
+        for skip in plan.skips
+        if skip.version is None or f"ipv{skip.version}" == family
+        for match in (() if own and skip.interface else _skipped(plan, skip))
+    ]
+    yield from ("# bypassed", *skipped) if skipped else ()
+
+
+def _skipped(plan: Plan, skip: Skip) -> Iterator[str]:
+    source, destination = skip.networks
+    words = {
+        "-i": skip.interface,
+        "-s": source,
+        "-d": destination,
+        "-m mark --mark": None if skip.mark is None else f"{skip.mark:#x}/{skip.bits:#x}",
+    }
+    matches = "".join(f"{word} {value} " for word, value in words.items() if value is not None)
+    for protocol, ports in skip.transport(plan.protocols):
+        if ports and protocol:
+            yield from (f"{matches}{match} " for match in _ports(protocol, "dport", ports))
+        else:
+            yield f"{matches}-p {protocol} " if protocol else matches
 
 
 def _exempt(plan: Plan) -> Iterator[str]:
@@ -166,6 +191,7 @@ def _exempt(plan: Plan) -> Iterator[str]:
     if plan.exempt.mark is not None:
         yield f"-m mark --mark {plan.exempt.mark:#x} -j RETURN"
     yield from (f"-m owner --uid-owner {uid} -j RETURN" for uid in plan.exempt.uids)
+    yield from (f"-m owner --gid-owner {gid} -j RETURN" for gid in plan.exempt.gids)
     for group in plan.exempt.cgroups:
         which = f'--path "{group}"' if isinstance(group, str) else f"--cgroup {group}"
         yield f"-m cgroup {which} -j RETURN"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from . import fields
 from .plan import FAMILIES, Plan
+from .skip import Skip
 from .statements import (
     MarkMatch,
     Match,
@@ -107,7 +108,12 @@ def table(plan: Plan, cgroup: Callable[[str], int] = lambda _: 0) -> Table:
         chains.append(Chain("divert", None, tuple(_divert(plan))))
         chains.append(Chain("prerouting", mangle, tuple(_tproxy(plan))))
         if plan.own:
-            rules = (*_one_family(plan), *_exempt(plan, cgroup), *_spared(plan), *_mark_own(plan))
+            rules = (
+                *_one_family(plan),
+                *_exempt(plan, cgroup),
+                *_spared(plan, own=True),
+                *_mark_own(plan),
+            )
             chains.append(Chain("output", Hook("route", "output", "mangle"), rules))
         return Table(plan.name, tuple(chains))
     if plan.spoof:
@@ -118,7 +124,7 @@ def table(plan: Plan, cgroup: Callable[[str], int] = lambda _: 0) -> Table:
         chains.append(Chain("prerouting", Hook("nat", "prerouting", "dstnat"), rules))
     if plan.own:
         caught = _redirect(plan, "own traffic")
-        rules = (*_one_family(plan), *_exempt(plan, cgroup), *_spared(plan), *caught)
+        rules = (*_one_family(plan), *_exempt(plan, cgroup), *_spared(plan, own=True), *caught)
         chains.append(Chain("output", Hook("nat", "output", "-100"), rules))
     return Table(plan.name, tuple(chains))
 
@@ -139,12 +145,36 @@ def _divert(plan: Plan) -> Iterator[Rule]:
         )
 
 
-def _spared(plan: Plan) -> Iterator[Rule]:
+def _spared(plan: Plan, own: bool = False) -> Iterator[Rule]:
     types = ("local", "broadcast", "anycast", "multicast")
     yield Rule((fields.address_type("daddr", types), RETURN), "this machine's own addresses")
     for family in plan.families:
         if networks := plan.networks(family):
-            yield Rule((fields.destination(networks), RETURN), "bypassed networks")
+            yield Rule((fields.addresses("daddr", networks), RETURN), "bypassed networks")
+    for skip in plan.skips:
+        if skip.version is None or f"ipv{skip.version}" in plan.families:
+            for matches in () if own and skip.interface else _skipped(plan, skip):
+                yield Rule((*matches, RETURN), "bypassed")
+
+
+def _skipped(plan: Plan, skip: Skip) -> Iterator[tuple[Statement, ...]]:
+    matches: list[Statement] = []
+    if skip.interface is not None:
+        matches.append(fields.iifname([skip.interface]))
+    if skip.mark is not None:
+        matches.append(MarkMatch(skip.mark, skip.bits))
+    source, destination = skip.networks
+    if source is not None:
+        matches.append(fields.addresses("saddr", [source]))
+    if destination is not None:
+        matches.append(fields.addresses("daddr", [destination], known=source is not None))
+    for protocol, ports in skip.transport(plan.protocols):
+        if ports and protocol:
+            yield *matches, fields.destination_port(protocol, ports)
+        elif protocol:
+            yield *matches, fields.l4proto(protocol)
+        else:
+            yield tuple(matches)
 
 
 def _exempt(plan: Plan, cgroup: Callable[[str], int]) -> Iterator[Rule]:
@@ -153,6 +183,8 @@ def _exempt(plan: Plan, cgroup: Callable[[str], int]) -> Iterator[Rule]:
         yield Rule((MarkMatch(plan.exempt.mark), RETURN), why)
     if plan.exempt.uids:
         yield Rule((fields.skuid(plan.exempt.uids), RETURN), why)
+    if plan.exempt.gids:
+        yield Rule((fields.skgid(plan.exempt.gids), RETURN), why)
     for group in plan.exempt.cgroups:
         if isinstance(group, str):
             yield Rule((fields.cgroup_path(group, cgroup(group)), RETURN), why)
@@ -177,18 +209,18 @@ def _tproxy(plan: Plan) -> Iterator[Rule]:
 def _handed(plan: Plan) -> Iterator[tuple[Statement, ...]]:
     """To the listener: one rule for both families, unless an address makes them differ."""
     for protocol in plan.protocols:
-        ports = fields.destination_port(protocol, plan.port_ranges)
+        ports = fields.destination_port(protocol, plan.port_ranges(protocol))
         if plan.listen4 is None and plan.listen6 is None:
             yield ports, Tproxy(plan.port)
             continue
         for family in plan.families:
             address = plan.listen4 if family == "ipv4" else plan.listen6
-            yield fields.nfproto(family), ports, Tproxy(plan.port, address)
+            yield fields.nfproto(family), ports, Tproxy(plan.port, int(family[-1]), address)
 
 
 def _mark_own(plan: Plan) -> Iterator[Rule]:
     for protocol in plan.protocols:
-        ports = fields.destination_port(protocol, plan.port_ranges)
+        ports = fields.destination_port(protocol, plan.port_ranges(protocol))
         mark = SetMark(plan.mark, plan.bits)
         # Without the direction, a server's answers to a client port in `ports` would match.
         yield Rule((fields.original_direction(), ports, mark), "own traffic: back in through lo")
@@ -196,7 +228,7 @@ def _mark_own(plan: Plan) -> Iterator[Rule]:
 
 def _redirect(plan: Plan, why: str, where: tuple[Match, ...] = ()) -> Iterator[Rule]:
     for protocol in plan.protocols:
-        ports = fields.destination_port(protocol, plan.port_ranges)
+        ports = fields.destination_port(protocol, plan.port_ranges(protocol))
         yield Rule((*where, ports, Redirect(plan.port)), why)
 
 
@@ -213,8 +245,8 @@ def _zones(plan: Plan) -> Iterator[Chain]:
     inward, outward = [], []
     for protocol in plan.protocols:
         l4proto = fields.l4proto(protocol)
-        source: tuple[Match, ...] = (fields.source_port(protocol, plan.port_ranges),)
-        target: tuple[Match, ...] = (fields.destination_port(protocol, plan.port_ranges),)
+        source: tuple[Match, ...] = (fields.source_port(protocol, plan.port_ranges(protocol)),)
+        target: tuple[Match, ...] = (fields.destination_port(protocol, plan.port_ranges(protocol)),)
         if plan.origin_interfaces:
             source = (fields.iifname(plan.origin_interfaces), l4proto)
             target = (fields.oifname(plan.origin_interfaces), l4proto)

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 from . import checks
-from .checks import Network, PortRange
+from .checks import WHOLE_MARK, Network, PortRange
+from .skip import PROTOCOLS, Protocol, Skip
 
-__all__ = ["Exempt", "Family", "Network", "Plan", "PortRange"]
+__all__ = ["Exempt", "Family", "Network", "Plan", "PortRange", "Protocol", "Skip"]
 
 Family: TypeAlias = Literal["ipv4", "ipv6"]
 
 FAMILIES: Final[tuple[Family, ...]] = ("ipv4", "ipv6")
-WHOLE_MARK: Final = 0xFFFFFFFF
 EPHEMERAL: Final = 1024
 """From here on, a port number may be a client's own: programs without privileges bind these."""
 
@@ -30,7 +30,8 @@ class Exempt:
     """Which of the machine's own traffic is left alone: the proxy's, so that it can't meet itself.
 
     Any one match exempts. ``mark``: the SO_MARK of the proxy's outbound sockets, compared whole.
-    ``uids``: users, numbered as in the user namespace that owns the network namespace.
+    ``uids``, ``gids``: users and groups that made a socket, numbered as in the user namespace that
+    owns the network namespace.
     ``cgroups``: a string is a path below the mount point of the version 2 hierarchy, with
     everything below it; a number is a version 1 ``net_cls.classid``.
     """
@@ -38,23 +39,27 @@ class Exempt:
     mark: int | None = None
     uids: Sequence[int] = ()
     cgroups: Sequence[str | int] = ()
+    gids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.mark is not None:
             checks.number("exempt.mark", self.mark, 1, WHOLE_MARK)
-        uids = checks.sequence("exempt.uids", self.uids)
-        for uid in uids:
-            checks.number("exempt.uids", uid, 0, 0xFFFFFFFE)
+        owners = {}
+        for field in ("uids", "gids"):
+            owners[field] = checks.sequence(f"exempt.{field}", getattr(self, field))
+            for number in owners[field]:
+                checks.number(f"exempt.{field}", number, 0, 0xFFFFFFFE)
         cgroups = checks.sequence("exempt.cgroups", self.cgroups)
         for group in cgroups:
             if isinstance(group, str):
                 checks.path(group)
             else:
                 checks.number("exempt.cgroups", group, 1, WHOLE_MARK)
-        checks.assign(self, uids=tuple(sorted(set(uids))), cgroups=tuple(dict.fromkeys(cgroups)))
+        made = {field: tuple(sorted(set(numbers))) for field, numbers in owners.items()}
+        checks.assign(self, **made, cgroups=tuple(dict.fromkeys(cgroups)))
 
     def __bool__(self) -> bool:
-        return bool(self.mark is not None or self.uids or self.cgroups)
+        return bool(self.mark is not None or self.uids or self.gids or self.cgroups)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +71,11 @@ class Plan:
     ``port``: where the proxy listens. ``listen4``, ``listen6``: the address it listens on, for
     TPROXY to a listener on one address; None is a wildcard listener.
 
-    ``ports``: destination ports to intercept, numbers or inclusive pairs; ``bypass_ports`` are
-    taken out of them. ``bypass``: destination networks that are never intercepted; the machine's
-    own addresses never are. ``interfaces``: where the clients' packets come in; none is any.
+    ``protocols``: "tcp", "udp" or both; UDP needs mode tproxy. ``ports``: destination ports to
+    intercept, numbers or inclusive pairs; ``udp_ports``: those of UDP, where they are others.
+    ``bypass_ports`` are taken out of both. ``bypass``: what is never intercepted: destination
+    networks, and :class:`Skip` rows for all else; the machine's own addresses never are.
+    ``interfaces``: where the clients' packets come in; none is any.
 
     ``forwarded``: intercept what the machine forwards. ``own``: intercept what it sends itself,
     except for the proxy, which ``exempt`` tells apart.
@@ -86,10 +93,11 @@ class Plan:
     mode: Literal["tproxy", "redirect"] = "tproxy"
     port: int = 3129
     ports: Sequence[int | PortRange] = (80,)
-    bypass: Sequence[str | Network] = ()
+    udp_ports: Sequence[int | PortRange] | None = None
+    bypass: Sequence[str | Network | Skip] = ()
     bypass_ports: Sequence[int | PortRange] = ()
     families: Sequence[Family] = FAMILIES
-    protocols: Sequence[Literal["tcp"]] = ("tcp",)
+    protocols: Sequence[Protocol] = ("tcp",)
     interfaces: Sequence[str] = ()
     forwarded: bool = True
     own: bool = False
@@ -112,11 +120,7 @@ class Plan:
                 raise checks.bad(f"{field}: True or False, not {getattr(self, field)!r}")
         checks.number("port", self.port, 1, 65535)
         checks.number("zone", self.zone, 1, 65535)
-        checks.number("mark", self.mark, 1, WHOLE_MARK)
-        if self.mask is not None:
-            checks.number("mask", self.mask, 1, WHOLE_MARK)
-            if self.mark & ~self.mask:
-                raise checks.bad(f"mark {self.mark:#x} has bits outside its mask {self.mask:#x}")
+        checks.mark("", self.mark, self.mask)
         checks.number("table", self.table, 1, WHOLE_MARK)
         if self.table in (253, 254, 255):
             raise checks.bad(f"table {self.table} is the system's own; choose another number")
@@ -126,16 +130,21 @@ class Plan:
         for family in families:
             checks.choice("families", family, FAMILIES)
         for protocol in protocols:
-            checks.choice("protocols", protocol, ("tcp",))
+            checks.choice("protocols", protocol, PROTOCOLS)
         if not families or not protocols:
             raise checks.bad("families, protocols: at least one each")
+        bypass = checks.sequence("bypass", self.bypass)
+        skips = dict.fromkeys(item for item in bypass if isinstance(item, Skip))
+        networks = checks.networks(tuple(item for item in bypass if not isinstance(item, Skip)))
+        udp_ports = self.udp_ports
         checks.assign(
             self,
             families=tuple(family for family in FAMILIES if family in families),
-            protocols=tuple(dict.fromkeys(protocols)),
+            protocols=tuple(protocol for protocol in PROTOCOLS if protocol in protocols),
             ports=checks.ranges("ports", self.ports),
             bypass_ports=checks.ranges("bypass_ports", self.bypass_ports),
-            bypass=checks.networks(checks.sequence("bypass", self.bypass)),
+            udp_ports=None if udp_ports is None else checks.ranges("udp_ports", udp_ports),
+            bypass=(*networks, *skips),
             interfaces=checks.names("interfaces", self.interfaces),
             origin_interfaces=checks.names("origin_interfaces", self.origin_interfaces),
             listen4=checks.listener("listen4", self.listen4, ipaddress.IPv4Address),
@@ -147,8 +156,16 @@ class Plan:
         """What is wrong only in combination."""
         if not isinstance(self.exempt, Exempt):
             raise checks.bad(f"exempt: an Exempt, not {self.exempt!r}")
-        if not self.port_ranges:
-            raise checks.bad("ports: nothing is left to intercept")
+        if self.udp_ports is not None and "udp" not in self.protocols:
+            raise checks.bad("udp_ports, and protocols without udp")
+        if self.mode == "redirect" and "udp" in self.protocols:
+            raise checks.bad(
+                "UDP by REDIRECT: the kernel would not tell where a datagram was going "
+                "(SO_ORIGINAL_DST is for connections); mode tproxy does"
+            )
+        for protocol in self.protocols:
+            if not self.port_ranges(protocol):
+                raise checks.bad(f"ports: nothing is left to intercept of {protocol}")
         if not self.forwarded and not self.own:
             raise checks.bad("neither forwarded nor own traffic: nothing to intercept")
         if self.interfaces and not self.forwarded:
@@ -158,10 +175,17 @@ class Plan:
                 "own=True would intercept the proxy's own connections too, endlessly: give "
                 "exempt=Exempt(mark=...), uids or cgroups"
             )
-        if self.exempt.mark is not None and self.exempt.mark & self.bits == self.mark:
+        marks = [("exempt.mark", self.exempt.mark)]
+        marks += [("bypass: mark", skip.mark) for skip in self.skips]
+        for field, mark in marks:
+            if mark is not None and mark & self.bits == self.mark:
+                raise checks.bad(
+                    f"{field} {mark:#x} has the bits of mark {self.mark:#x}, which lead packets "
+                    "back to this machine: choose one without them"
+                )
+        if not self.forwarded and any(skip.interface for skip in self.skips):
             raise checks.bad(
-                f"exempt.mark {self.exempt.mark:#x} has the bits of mark {self.mark:#x}, which "
-                "lead packets back to this machine: choose one without them"
+                "bypass: an interface is where forwarded traffic comes in; forwarded is False"
             )
         if self.mode == "redirect" and (self.listen4 or self.listen6):
             raise checks.bad(
@@ -181,17 +205,24 @@ class Plan:
                 "origin_interfaces out, then the ports tell the two legs apart"
             )
 
-    @property
-    def port_ranges(self) -> tuple[PortRange, ...]:
-        """The ports to intercept: inclusive pairs, sorted, apart from each other."""
+    def port_ranges(self, protocol: Protocol) -> tuple[PortRange, ...]:
+        """The ports of a protocol to intercept: inclusive pairs, sorted, apart from each other."""
+        wanted = self.ports
+        if protocol == "udp" and self.udp_ports is not None:
+            wanted = self.udp_ports
         return checks.subtract(
-            checks.ranges("ports", self.ports), checks.ranges("bypass_ports", self.bypass_ports)
+            checks.ranges("ports", wanted), checks.ranges("bypass_ports", self.bypass_ports)
         )
 
     def networks(self, family: Family) -> tuple[Network, ...]:
         """The bypassed networks of one family: sorted, apart from each other."""
-        nets = checks.networks(tuple(self.bypass))
-        return tuple(net for net in nets if f"ipv{net.version}" == family)
+        nets = tuple(item for item in self.bypass if not isinstance(item, Skip))
+        return tuple(net for net in checks.networks(nets) if f"ipv{net.version}" == family)
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """The other rows of `bypass`."""
+        return tuple(item for item in self.bypass if isinstance(item, Skip))
 
     @property
     def bits(self) -> int:
@@ -206,11 +237,18 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What the operator must see to besides the rules. Plain sentences."""
         notes = []
-        high = any(last >= EPHEMERAL for _, last in self.port_ranges)
+        high = any(last >= EPHEMERAL for one in self.protocols for _, last in self.port_ranges(one))
+        # Clients of UDP have low ports too: those of NTP and IKE have the server's.
+        high = high or "udp" in self.protocols
         if self.mode == "tproxy":
             notes.append(
                 f"While nothing with IP_TRANSPARENT listens on port {self.port}, connections go "
                 "to the real server."
+            )
+        if "udp" in self.protocols:
+            notes.append(
+                "A socket that answers datagrams in another's name must be connected to its "
+                "client, as comm_udp_reply has it: unconnected it would take other clients' too."
             )
         if self.routed:
             notes.append(

@@ -11,7 +11,8 @@ import socket
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from .plan import WHOLE_MARK, Family, Plan
+from .checks import WHOLE_MARK
+from .plan import Family, Plan
 
 __all__ = ["PRIORITY", "Step", "render_commands", "steps"]
 

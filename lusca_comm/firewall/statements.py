@@ -197,27 +197,26 @@ class Tproxy:
     """Hand the packet to the listener on this port; without a listener the rule ends here."""
 
     port: int
+    version: int | None = None
+    """4 or 6, in a rule for one family; it goes with an address."""
     address: str | None = None
     since: ClassVar[Version] = (4, 19)
     reason: ClassVar[str] = "tproxy"
 
     def text(self) -> str:
-        if self.address is None:
-            return f"tproxy to :{self.port}"
-        if ":" in self.address:
-            return f"tproxy ip6 to [{self.address}]:{self.port}"
-        return f"tproxy ip to {self.address}:{self.port}"
+        family = {None: "", 4: " ip", 6: " ip6"}[self.version]
+        address = self.address or ""
+        return f"tproxy{family} to {f'[{address}]' if ':' in address else address}:{self.port}"
 
     def expressions(self, sets: Sets) -> Iterator[Expr]:
         del sets
         port = struct.pack(">H", self.port)
+        family = {None: 0, 4: 2, 6: 10}[self.version]  # NFPROTO_IPV4, NFPROTO_IPV6
         if self.address is None:
             yield _immediate(REG1, port)
-            yield expr("tproxy", family=0, reg_port=REG1)
+            yield expr("tproxy", family=family, reg_port=REG1)
             return
-        address = ipaddress.ip_address(self.address)
-        family = 10 if address.version == 6 else 2  # NFPROTO_IPV6, NFPROTO_IPV4
-        yield _immediate(REG1, address.packed)
+        yield _immediate(REG1, ipaddress.ip_address(self.address).packed)
         yield _immediate(_REG2, port)
         yield expr("tproxy", family=family, reg_addr=REG1, reg_port=_REG2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,6 +63,33 @@ def start_proxy(
     host: Host, address: tuple[str, int] = ("::", 3129), flags: int = LISTEN, dualstack: bool = True
 ) -> None:
     assert host.start(listen, address, flags, dualstack).recv() == "listening"
+
+
+def have_port(channel: Channel, flags: int) -> None:
+    lc.Reactor().comm_open(socket.SOCK_DGRAM, 0, ("::", 3129), flags=flags, dualstack=True)
+    channel.send("open")
+    channel.recv()
+
+
+def test_datagrams(three_hosts: Topology) -> None:
+    router, options = (
+        three_hosts.router,
+        ("--udp", "53", "--no-tcp", "--skip", "protocol udp mark 7"),
+    )
+    assert run(router, "rules", "--apply", *options).status == 0
+    missing = [f"IPv{v}, UDP: nothing listens on port 3129" for v in "46"]
+    assert run(router, "doctor", *options).missing == missing
+    start_proxy(router)  # for connections: another matter
+    assert run(router, "doctor", *options).missing == missing
+    plain = router.start(have_port, lc.COMM_REUSEADDR)
+    assert plain.recv() == "open"
+    for text in run(router, "doctor", *options).missing:
+        assert "UDP: [::]:3129 listens without IP_TRANSPARENT" in text
+    plain.stop()
+    assert router.start(have_port, LISTEN).recv() == "open"
+    ran = run(router, "doctor", *options)
+    assert (ran.missing, ran.status) == ([], 0)
+    assert run(router, "doctor").missing == [OTHER_RULES]
 
 
 def ready(net: Topology, *options: str) -> Host:

@@ -13,7 +13,7 @@ import lusca_comm as lc
 from lusca_comm.cli import main
 from lusca_comm.cli.engines import chosen
 from lusca_comm.cli.plan_options import add_plan_options, plan_of
-from lusca_comm.firewall import Exempt, Plan, iptables, render, render_commands
+from lusca_comm.firewall import Exempt, Plan, Skip, iptables, render, render_commands
 from lusca_comm.firewall.plan import Family
 
 PORT = st.integers(1, 65535)
@@ -41,6 +41,28 @@ def plan(*argv: str) -> Plan:
             ["--bypass", "10.0.0.0/8", "--bypass", "fd00::/8"],
             Plan(bypass=("10.0.0.0/8", "fd00::/8")),
         ),
+        (["--udp"], Plan(protocols=("tcp", "udp"))),
+        (["--udp", "53,443"], Plan(protocols=("tcp", "udp"), udp_ports=(53, 443))),
+        (["--no-tcp", "--udp", "--ports", "53"], Plan(protocols=("udp",), ports=(53,))),
+        (
+            ["--skip", "source 10.0.0.0/8 ports 53,60-70 protocol udp mark 1/3 interface lan0"],
+            Plan(
+                bypass=(
+                    Skip(
+                        source="10.0.0.0/8",
+                        ports=(53, (60, 70)),
+                        protocol="udp",
+                        mark=1,
+                        mask=3,
+                        interface="lan0",
+                    ),
+                )
+            ),
+        ),
+        (
+            ["--bypass", "10.0.0.0/8", "--skip", "mark 7", "--skip", "destination ::1"],
+            Plan(bypass=("10.0.0.0/8", Skip(mark=7), Skip(destination="::1"))),
+        ),
         (["--spoof"], Plan(spoof=True)),
         (
             ["--spoof", "--same-port", "--origin-interface", "wan0", "--zone", "7"],
@@ -55,11 +77,31 @@ def plan(*argv: str) -> Plan:
             Plan(own=True, forwarded=False, exempt=Exempt(uids=(13,), cgroups=("a/b",))),
         ),
         (["--own", "--exempt-uid", "root"], Plan(own=True, exempt=Exempt(uids=(0,)))),
+        (["--own", "--exempt-gid", "root"], Plan(own=True, exempt=Exempt(gids=(0,)))),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_options_make_the_plan(argv: list[str], expected: Plan) -> None:
     assert plan(*argv) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("source", "in pairs"),
+        ("from 10.0.0.0/8", "'from': once each of source, "),
+        ("mark 1 mark 2", "'mark': once each"),
+        ("source 10.0.0.1/8", "a network such as"),
+        ("", "a Skip of everything"),
+        ("ports x", "invalid"),
+    ],
+)
+def test_a_skip_that_makes_no_sense(
+    words: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        plan("--skip", words)
+    assert text in capsys.readouterr().err
 
 
 @given(st.lists(PORT | RANGE, min_size=1, max_size=5))

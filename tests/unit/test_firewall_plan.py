@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lusca_comm.errors import CommError
-from lusca_comm.firewall import Exempt, Plan, oldest_kernel, render, render_commands
+from lusca_comm.firewall import Exempt, Plan, Skip, oldest_kernel, render, render_commands
 from lusca_comm.firewall.checks import ranges, subtract
 
 ports = st.integers(1, 65535)
 pairs = st.tuples(ports, ports).map(lambda pair: (min(pair), max(pair)))
 items = st.lists(st.one_of(ports, pairs), max_size=8)
 
+OWN: dict[str, Any] = {"own": True, "exempt": Exempt(uids=(13,))}
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("mode", {"mode": "divert"}),
     ("port", {"port": 0}),
@@ -37,7 +38,13 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("families", {"families": ()}),
     ("families", {"families": ("inet",)}),
     ("families", {"families": "ipv4"}),
-    ("protocols", {"protocols": ("udp",)}),
+    ("protocols", {"protocols": ("sctp",)}),
+    ("mode tproxy does", {"mode": "redirect", "protocols": ("tcp", "udp")}),
+    ("protocols without udp", {"udp_ports": (53,)}),
+    ("udp_ports", {"protocols": ("udp",), "udp_ports": 53}),
+    ("nothing is left", {"protocols": ("tcp", "udp"), "udp_ports": (53,), "bypass_ports": (53,)}),
+    ("lead packets back", {"bypass": (Skip(mark=0x41),)}),
+    ("forwarded is False", {**OWN, "forwarded": False, "bypass": (Skip(interface="lan0"),)}),
     ("interfaces", {"interfaces": "eth0"}),
     ("interfaces", {"interfaces": ("sixteen-letters-",)}),
     ("interfaces", {"interfaces": ("eth*",)}),
@@ -94,6 +101,7 @@ def test_a_wrong_value_is_one_clear_error(text: str, values: dict[str, Any]) -> 
         {"uids": 13},
         {"uids": (-1,)},
         {"uids": ("proxy",)},
+        {"gids": ("proxy",)},
         {"cgroups": "system.slice"},
         {"cgroups": ("/system.slice",)},
         {"cgroups": ("a/../b",)},
@@ -107,6 +115,47 @@ def test_a_wrong_exemption_is_one_clear_error(values: dict[str, Any]) -> None:
     with pytest.raises(CommError, match="exempt") as caught:
         Exempt(**values)
     assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("a Skip of everything", {}),
+        ("a network such as", {"source": "client"}),
+        ("a network such as", {"destination": "10.0.0.1/8"}),
+        ("two families", {"source": "10.0.0.0/8", "destination": "::1"}),
+        ("ports", {"ports": (0,)}),
+        ("ports", {"ports": 53}),
+        ("protocol", {"protocol": "icmp"}),
+        ("a number from 1", {"mark": 0}),
+        ("outside its mask", {"mark": 3, "mask": 2}),
+        ("a mask without a mark", {"mask": 2}),
+        ("interface", {"interface": "eth*"}),
+        ("own=True", {"interface": "lo"}),
+    ],
+    ids=str,
+)
+def test_a_wrong_row_is_one_clear_error(text: str, values: dict[str, Any]) -> None:
+    with pytest.raises(CommError, match=text) as caught:
+        Skip(**values)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_rows_and_networks_of_a_plan_are_told_apart() -> None:
+    row = Skip(source="10.0.0.0/8", ports=[53, 54], mark=1, mask=0xFFFFFFFF)
+    assert row == Skip(source=ipaddress.ip_network("10.0.0.0/8"), ports=((53, 54),), mark=1)
+    plan = Plan(bypass=(row, "10.0.0.0/9", row, "10.128.0.0/9"))
+    assert plan.skips == (row,)
+    assert plan.networks("ipv4") == (ipaddress.ip_network("10.0.0.0/8"),)
+    assert plan == dataclasses.replace(plan) == pickle.loads(pickle.dumps(plan))
+
+
+def test_ports_of_udp_are_those_of_tcp_unless_it_has_others() -> None:
+    both: dict[str, Any] = {"protocols": ("udp", "tcp"), "ports": ((50, 60),)}
+    assert Plan(**both).port_ranges("udp") == ((50, 60),)
+    plan = Plan(**both, udp_ports=(52, 53), bypass_ports=(53,))
+    assert plan.port_ranges("udp") == ((52, 52),)
+    assert plan.port_ranges("tcp") == ((50, 52), (54, 60))
 
 
 def test_a_plan_is_a_value() -> None:
@@ -200,6 +249,10 @@ def test_notes_say_what_the_rules_cannot_do() -> None:
     assert not about("IP_TRANSPARENT", mode="redirect")
     assert about("mark 0x40/0x40")
     assert about("connections to port 3129", mode="redirect")
+    udp: dict[str, Any] = {"protocols": ("udp",)}
+    assert about("must be connected", **udp)
+    assert about("give interfaces", **udp)
+    assert not about("give interfaces", interfaces=("lan",), **udp)
     assert about("MASQUERADE", spoof=True)
     assert not about("MASQUERADE")
     wide: dict[str, Any] = {"ports": ((1, 65535),)}

@@ -13,8 +13,9 @@ import lusca_comm as lc
 from lusca_comm.address import spell
 from lusca_comm.firewall import Plan, kernel, routing, transaction
 from lusca_comm.firewall.nftables import table
+from lusca_comm.firewall.plan import Family, Protocol
 
-from .sockets import listeners
+from .sockets import Listener, listeners
 
 __all__ = ["Finding", "State", "examine"]
 
@@ -108,7 +109,7 @@ def _marks(plan: Plan) -> Iterator[Finding]:
     files = []
     if "ipv4" in plan.families:
         files += sorted(root.glob("net/ipv4/conf/*/src_valid_mark"))
-    if plan.mode == "tproxy":
+    if plan.mode == "tproxy" and "tcp" in plan.protocols:
         files.append(root / "net/ipv4/tcp_fwmark_accept")
     names = [str(file.relative_to(root)) for file in files if file.parent.name != "default"]
     wrong = [name for name in names if _sysctl(name) not in ("", "0")]
@@ -171,26 +172,33 @@ def _masquerade(rules: Iterable[Any]) -> Iterator[Finding]:
 
 
 def _listening(plan: Plan) -> Iterator[Finding]:
-    found = listeners(plan.port)
-    for family in plan.families:
-        here = [listener for listener in found if family in listener.families]
-        names = ", ".join(spell((listener.host, listener.port)) for listener in here)
-        if not here:
-            yield Finding(State.MISSING, f"{NAME[family]}: nothing listens on port {plan.port}")
-        elif plan.mode == "redirect" or any(listener.transparent for listener in here):
-            yield Finding(State.OK, f"{NAME[family]}: the proxy listens on {names}")
-        elif any(listener.transparent is None for listener in here):
-            yield Finding(
-                State.UNKNOWN,
-                f"{NAME[family]}: {names} listens; before 5.10 the kernel does not tell whether "
-                "with IP_TRANSPARENT",
-            )
-        else:
-            yield Finding(
-                State.MISSING,
-                f"{NAME[family]}: {names} listens without IP_TRANSPARENT, so connections go to "
-                "the real server: open it with COMM_TPROXY_LCL",
-            )
+    for protocol in plan.protocols:
+        found = listeners(plan.port, protocol)
+        for family in plan.families:
+            yield _listening_for(plan, family, protocol, found)
+
+
+def _listening_for(
+    plan: Plan, family: Family, protocol: Protocol, found: Iterable[Listener]
+) -> Finding:
+    here = [listener for listener in found if family in listener.families]
+    names = ", ".join(spell((listener.host, listener.port)) for listener in here)
+    kind = NAME[family] if protocol == "tcp" else f"{NAME[family]}, UDP"
+    if not here:
+        return Finding(State.MISSING, f"{kind}: nothing listens on port {plan.port}")
+    if plan.mode == "redirect" or any(listener.transparent for listener in here):
+        return Finding(State.OK, f"{kind}: the proxy listens on {names}")
+    if any(listener.transparent is None for listener in here):
+        return Finding(
+            State.UNKNOWN,
+            f"{kind}: {names} listens; before 5.10 the kernel does not tell whether with "
+            "IP_TRANSPARENT",
+        )
+    return Finding(
+        State.MISSING,
+        f"{kind}: {names} listens without IP_TRANSPARENT, so connections go to the real server: "
+        "open it with COMM_TPROXY_LCL",
+    )
 
 
 def _sysctl(name: str) -> str:

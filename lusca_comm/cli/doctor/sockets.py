@@ -1,6 +1,7 @@
-"""The listening TCP sockets of this network namespace, as the kernel tells anybody: sock_diag(7).
+"""The sockets of this network namespace that take what is new, as the kernel tells anybody:
+sock_diag(7).
 
-Numbers: include/uapi/linux/inet_diag.h.
+Numbers: include/uapi/linux/inet_diag.h, include/net/tcp_states.h.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lusca_comm.firewall.plan import Protocol
+
 __all__ = ["Listener", "listeners"]
 
-_LISTEN = 10
+# A UDP socket without a peer is in the state "close".
+_WAITING = {"tcp": (socket.IPPROTO_TCP, 10), "udp": (socket.IPPROTO_UDP, 7)}
 _SOCKOPT = 22
 # struct inet_diag_sockopt is bit fields: the sixth, from whichever end the compiler begins.
 _TRANSPARENT = 1 << 5 if sys.byteorder == "little" else 1 << 2
@@ -21,7 +25,7 @@ _TRANSPARENT = 1 << 5 if sys.byteorder == "little" else 1 << 2
 
 @dataclass(frozen=True)
 class Listener:
-    """One listening socket. ``families``: whose connections it takes."""
+    """One such socket. ``families``: whose connections or datagrams it takes."""
 
     host: str
     port: int
@@ -30,21 +34,22 @@ class Listener:
     """Whether IP_TRANSPARENT is set; None where the kernel (before 5.10) does not tell."""
 
 
-def listeners(port: int) -> list[Listener]:
-    """Every socket that listens on the TCP port."""
+def listeners(port: int, protocol: Protocol = "tcp") -> list[Listener]:
+    """Every socket that listens on the TCP port, or has the UDP port and no peer."""
     from pyroute2 import DiagSocket
 
     with DiagSocket() as diag:
         return [
             listener
             for family in (socket.AF_INET, socket.AF_INET6)
-            for listener in _of_family(diag, family)
+            for listener in _of_family(diag, family, protocol)
             if listener.port == port
         ]
 
 
-def _of_family(diag: Any, family: int) -> Iterator[Listener]:
-    for found in diag.get_sock_stats(family=family, states=1 << _LISTEN):
+def _of_family(diag: Any, family: int, protocol: Protocol) -> Iterator[Listener]:
+    number, state = _WAITING[protocol]
+    for found in diag.get_sock_stats(family=family, states=1 << state, protocol=number):
         host = found["idiag_src"]
         both = host == "::" and found.get_attr("INET_DIAG_SKV6ONLY") == 0
         own = "ipv4" if family == socket.AF_INET else "ipv6"

@@ -21,10 +21,12 @@ from firewall_peers import (
     relay_on,
     serve_on,
     shared_hosts,
+    start,
 )
 from firewall_plans import PLANS
+from kernel.test_firewall_udp import answer_on, seen_by, serve_udp, whose
 
-from lusca_comm.firewall import Exempt, Plan, iptables, render_commands
+from lusca_comm.firewall import Exempt, Plan, Skip, iptables, render_commands
 from lusca_comm.firewall.plan import FAMILIES as NAMES
 from lusca_comm.firewall.plan import Family
 from lusca_comm.lab import Host, Lab, Topology
@@ -133,6 +135,25 @@ def test_forwarded_and_own_traffic_meet_the_proxy(
         others = names(net.client, *origin(net, 81), *here)
         assert others == ["origin"] * 2 + ["router"] * 2
     assert names(net.client, *there) == ["origin", "origin"]
+
+
+@kinds
+def test_datagrams_meet_the_proxy(net: Topology, kind: str, tmp_path: Path) -> None:
+    start(net.origin, serve_udp, (53, 54), "origin")
+    proxy = answer_on(net.router, mark=EXEMPT.mark)
+    skips = (Skip(source="192.0.2.0/24", destination="198.51.100.0/24", protocol="udp"),)
+    plan = Plan(protocols=("udp",), ports=(53,), own=True, exempt=EXEMPT)
+    tables = Tables(net.router, kind, tmp_path)
+    with loaded(tables, plan):
+        for host in (net.client, net.router):
+            seen_by(host, proxy, *(2 * origin(net, 53)))
+        assert whose(net.router, *origin(net, 53), mark=EXEMPT.mark) == ["origin", "origin"]
+        assert whose(net.client, *origin(net, 54)) == ["origin", "origin"]
+    with loaded(tables, dataclasses.replace(plan, bypass=skips)):
+        four, six = origin(net, 53)
+        assert whose(net.client, four) == ["origin"]
+        seen_by(net.client, proxy, six)
+        seen_by(net.router, proxy, four)
 
 
 @kinds

@@ -156,7 +156,7 @@ static int has_drained(const struct lc_plane *p)
 
 static int has_news(const struct lc_plane *p)
 {
-    return p->ended != LC_NONE || has_drained(p);
+    return p->ended != LC_NONE || p->over != 0 || has_drained(p);
 }
 
 /* The user is woken once for all there is. */
@@ -170,7 +170,7 @@ static void tell(struct lc_plane *p)
     p->ended = LC_NONE;
     pthread_mutex_lock(&p->lock);
     tail = p->done_tail;
-    quiet = p->done == LC_NONE && !p->tell_drained;
+    quiet = p->done == LC_NONE && p->tell_over == 0 && !p->tell_drained;
     while (slot != LC_NONE) {
         struct relay *r = lc_slot(p, slot);
         uint32_t next = r->next;
@@ -188,11 +188,13 @@ static void tell(struct lc_plane *p)
         slot = next;
     }
     p->done_tail = tail;
+    p->tell_over |= p->over;
+    p->over = 0;
     if (drained) {
         p->draining = 0;
         p->tell_drained = 1;
     }
-    if (quiet && (p->done != LC_NONE || p->tell_drained))
+    if (quiet && (p->done != LC_NONE || p->tell_over != 0 || p->tell_drained))
         lc_bell_ring(p->notify);
     pthread_mutex_unlock(&p->lock);
 }

@@ -94,6 +94,7 @@ struct listener {
     int fd;                     /* -1: closed */
     int held;                   /* out of descriptors */
     int transparent;            /* it has IP_TRANSPARENT, and so have the sockets it accepts */
+    uint32_t live;              /* connections that came by it and are in the plane */
     struct lc_addr at;
     struct lc_listen how;
     struct rules *rules;
@@ -134,6 +135,7 @@ struct lc_plane {
     size_t n_commands, room;
     uint32_t done, done_tail;
     int tell_drained;
+    uint64_t tell_over, unused; /* listeners, a bit each: to be told of; told of, to be had again */
     int closed;                 /* 1 draining: nothing new; 2 stopped: nothing at all */
     int listeners;
 
@@ -141,6 +143,7 @@ struct lc_plane {
     uint64_t now_ns, now;       /* of the turn; milliseconds */
     uint32_t ready, ready_tail, n_ready;
     uint32_t ended, ended_tail; /* not told yet */
+    uint64_t over;              /* listeners, a bit each: not told yet */
     struct deadline *heap;
     uint32_t n_heap, heap_room;
     struct listener listener[LC_LISTENERS];
@@ -198,6 +201,7 @@ void lc_listener_event(struct lc_plane *p, uint32_t number);
 void lc_listener_start(struct lc_plane *p, uint32_t number, struct listener *made);  /* frees it */
 void lc_listener_stop(struct lc_plane *p, uint32_t number);
 void lc_listener_resume(struct lc_plane *p);
+void lc_left(struct lc_plane *p, const struct relay *r);
 void lc_asked_end(struct lc_plane *p, struct relay *r);
 void lc_answered(struct lc_plane *p, struct relay *r);
 

@@ -112,7 +112,36 @@ static struct relay *begin(struct lc_plane *p, uint32_t number, int fd, const st
     r->began = p->now_ns;
     atomic_store_explicit(&r->fd[0], fd, memory_order_relaxed);
     LC_ADD(p->live, 1);
+    p->listener[number].live++;
     return r;
+}
+
+/* Nothing of the plane is left of it; with the last one a closed listener is over. */
+void lc_left(struct lc_plane *p, const struct relay *r)
+{
+    struct listener *l;
+
+    LC_ADD(p->live, -1);
+    if (r->listener < 0)
+        return;
+    l = &p->listener[r->listener];
+    if (--l->live == 0 && l->fd < 0)
+        p->over |= UINT64_C(1) << r->listener;
+}
+
+static void tell_of(struct lc_plane *p, uint32_t number, const struct lc_origin *o, int err)
+{
+    struct relay *r = begin(p, number, -1, o);
+
+    if (r == NULL)
+        return;
+    if (err != -ELOOP)
+        r->job->to = o->local;
+    r->state = ENDED;
+    r->what = LC_REFUSED;
+    r->err = -err;
+    lc_finished(p, r);
+    lc_left(p, r);
 }
 
 static void meet(struct lc_plane *p, uint32_t number, const struct lc_accepted *got)
@@ -120,9 +149,11 @@ static void meet(struct lc_plane *p, uint32_t number, const struct lc_accepted *
     struct listener *l = &p->listener[number];
     struct lc_origin o;
     struct relay *r = NULL;
-    int action = LC_DENY;
+    int action = LC_DENY, err = find_out(p, l, got, &o);
 
-    if (find_out(p, l, got, &o) == 0) {
+    if (err < 0 && l->how.refusals)
+        tell_of(p, number, &o, err);
+    if (err == 0) {
         action = lc_judge(l->rules->row, l->rules->n, &o.peer, &o.original,
                           l->rules->marks ? lc_mark_of(got->fd) : 0);
         if (action == LC_DENY)
@@ -178,7 +209,7 @@ static void forget(struct lc_plane *p, struct relay *r)
 {
     free(r->job);
     r->job = NULL;
-    LC_ADD(p->live, -1);
+    lc_left(p, r);
     pthread_mutex_lock(&p->lock);
     lc_give(p, r);
     pthread_mutex_unlock(&p->lock);
@@ -219,7 +250,7 @@ void lc_asked_end(struct lc_plane *p, struct relay *r)
     r->job = NULL;
     pthread_mutex_unlock(&p->lock);
     lc_reset_fd(fd);
-    LC_ADD(p->live, -1);
+    lc_left(p, r);
     LC_ADD(p->finished, 1);
     if (fetched)
         lc_finished(p, r);
@@ -256,6 +287,7 @@ void lc_listener_start(struct lc_plane *p, uint32_t number, struct listener *mad
 {
     struct listener *l = &p->listener[number];
 
+    free(l->rules);
     *l = *made;
     free(made);
     l->transparent = lc_local(l->fd, &l->at) == 0 && lc_is_transparent(l->fd);
@@ -275,6 +307,19 @@ void lc_listener_stop(struct lc_plane *p, uint32_t number)
     close(l->fd);
     l->fd = -1;
     l->held = 0;
+    if (l->live == 0)
+        p->over |= UINT64_C(1) << number;
+}
+
+/* Under the lock: a number that no listener has; LC_LISTENERS where there is none. */
+static int a_number(struct lc_plane *p)
+{
+    int i;
+
+    for (i = 0; i < p->listeners; i++)
+        if (p->unused >> i & 1)
+            break;
+    return i;
 }
 
 int lc_plane_listen(struct lc_plane *p, int fd, const struct lc_listen *how,
@@ -295,13 +340,15 @@ int lc_plane_listen(struct lc_plane *p, int fd, const struct lc_listen *how,
     pthread_mutex_lock(&p->lock);
     if (p->closed)
         err = -ESHUTDOWN;
-    else if (p->listeners == LC_LISTENERS)
+    else if ((number = a_number(p)) == LC_LISTENERS)
         err = -ENOSPC;
     else {
-        struct command c = {.what = DO_LISTEN, .listener = (uint32_t)p->listeners, .with = made};
+        struct command c = {.what = DO_LISTEN, .listener = (uint32_t)number, .with = made};
         err = lc_command(p, &c);
+        if (err == 0 && number == p->listeners)
+            p->listeners++;
         if (err == 0)
-            number = p->listeners++;
+            p->unused &= ~(UINT64_C(1) << number);
     }
     pthread_mutex_unlock(&p->lock);
     if (err < 0) {

@@ -128,7 +128,7 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
     r->blame = (uint8_t)side;
     r->began = p->now_ns - r->began;
     lc_finished(p, r);
-    LC_ADD(p->live, -1);
+    lc_left(p, r);
     LC_ADD(p->finished, 1);
     if (p->resume != 0)
         p->resume = p->now;     /* a listener out of descriptors may have one now */

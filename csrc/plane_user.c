@@ -13,6 +13,9 @@ static int fill(struct relay *r, const struct lc_pair *pair)
     if (pair->prefix_size > 0
         && (r->hold[0] = lc_hold_bytes(pair->prefix, pair->prefix_size)) == NULL)
         return -ENOMEM;
+    if (pair->prefix_down_size > 0
+        && (r->hold[1] = lc_hold_bytes(pair->prefix_down, pair->prefix_down_size)) == NULL)
+        return -ENOMEM;
     if (pair->upstream < 0) {
         if ((r->job = calloc(1, sizeof *r->job)) == NULL)
             return -ENOMEM;
@@ -54,6 +57,7 @@ int lc_plane_submit(struct lc_plane *p, struct lc_pair *pairs, int n)
         struct relay *r = lc_by_id(p, pairs[i].id);
 
         free(r->hold[0]);
+        free(r->hold[1]);
         free(r->job);
         lc_give(p, r);
     }
@@ -75,11 +79,13 @@ static void describe(struct relay *r, struct lc_done *out)
     out->engine = -1;
     out->up = LC_GET(r->count[0]);
     out->down = LC_GET(r->count[1]);
-    if (r->state == ASKED) {
-        out->what = LC_ASKED;
+    if (r->job != NULL) {       /* asked, or refused */
         out->peer = r->job->peer;
         out->original = r->job->to;
         out->engine = r->job->engine;
+    }
+    if (r->state == ASKED) {
+        out->what = LC_ASKED;
         return;
     }
     out->what = r->what;
@@ -88,9 +94,17 @@ static void describe(struct relay *r, struct lc_done *out)
     out->seconds = (double)r->began / 1e9;
 }
 
+static void describe_nobody(int what, int listener, struct lc_done *out)
+{
+    memset(out, 0, sizeof *out);
+    out->what = what;
+    out->client = out->upstream = out->engine = -1;
+    out->listener = listener;
+}
+
 int lc_plane_reap(struct lc_plane *p, struct lc_done *out, int max)
 {
-    int n = 0;
+    int i, n = 0;
 
     if (!lc_alive(p))
         return -ESRCH;
@@ -101,18 +115,29 @@ int lc_plane_reap(struct lc_plane *p, struct lc_done *out, int max)
         p->done = r->next;
         r->next = LC_NONE;
         describe(r, &out[n++]);
-        if (r->state == ASKED)
+        if (r->state == ASKED) {
             r->what = 0;
-        else
-            lc_give(p, r);
+            continue;
+        }
+        free(r->job);
+        r->job = NULL;
+        lc_give(p, r);
+    }
+    /* Behind all that came by them, so that their numbers are free. */
+    for (i = 0; n < max && p->tell_over != 0; i++) {
+        uint64_t bit = UINT64_C(1) << i;
+
+        if (!(p->tell_over & bit))
+            continue;
+        p->tell_over &= ~bit;
+        p->unused |= bit;
+        describe_nobody(LC_CLOSED, i, &out[n++]);
     }
     if (n < max && p->tell_drained) {
-        memset(&out[n], 0, sizeof *out);
-        out[n].client = out[n].upstream = out[n].listener = out[n].engine = -1;
-        out[n++].what = LC_DRAINED;
+        describe_nobody(LC_DRAINED, -1, &out[n++]);
         p->tell_drained = 0;
     }
-    if (p->done == LC_NONE && !p->tell_drained)
+    if (p->done == LC_NONE && p->tell_over == 0 && !p->tell_drained)
         lc_bell_quiet(p->notify);
     pthread_mutex_unlock(&p->lock);
     return n;

@@ -229,6 +229,8 @@ enum {
     LC_END_ERROR,
     LC_END_CONNECT,     /* the upstream was not reached: the client is given back */
     LC_ASKED,           /* a listener's policy left a connection to the user: lc_plane_answer */
+    LC_REFUSED,         /* nothing intercepted it, or relaying it would have been a loop: reset */
+    LC_CLOSED,          /* a listener, and all connections that came by it have left the plane */
     LC_DRAINED
 };
 
@@ -241,8 +243,10 @@ struct lc_pair {
     int64_t idle;       /* milliseconds; negative: none */
     int64_t total;
     int64_t timeout;    /* of the connect */
-    const uint8_t *prefix;  /* copied */
+    const uint8_t *prefix;  /* to go upstream before anything else; copied */
     size_t prefix_size;
+    const uint8_t *prefix_down; /* the same to the client */
+    size_t prefix_down_size;
     const struct lc_open *open;
     const struct lc_addr *to;
     uint64_t trail;     /* of lc_trail_add, removed at the end; 0: none */
@@ -256,13 +260,13 @@ struct lc_done {
     int side;           /* where the reset or the error came from: 1 client, 2 upstream, 0 neither */
     int client;         /* given back (LC_ASKED: to look at), else -1 */
     int upstream;
-    int listener;       /* that brought the connection, else -1 */
+    int listener;       /* that brought the connection, or that has closed; else -1 */
     int engine;         /* that told the original destination, else -1 */
     uint64_t up;
     uint64_t down;
     double seconds;
-    struct lc_addr peer;        /* LC_ASKED */
-    struct lc_addr original;
+    struct lc_addr peer;        /* LC_ASKED, LC_REFUSED */
+    struct lc_addr original;    /* LC_REFUSED: where it arrived, or where it would go round */
 };
 
 struct lc_totals {
@@ -300,6 +304,7 @@ struct lc_listen {
     int has_mark;
     uint32_t mark;
     int report;         /* which ends are told by a completion: an LC_REPORT_ of these */
+    int refusals;       /* they are told of: LC_REFUSED */
     int64_t idle, total, timeout;
 };
 

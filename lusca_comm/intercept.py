@@ -126,6 +126,20 @@ def _failure(code: int, engine: str | None, origin: Any) -> CommError:
     return CommError(code, f"engine {engine!r} cannot tell of {peer} -> {me}: {why}")
 
 
+def refusal(code: int, engine: str | None, peer: Any, local: Any) -> CommError:
+    """Why a listener of the plane reset the connection from `peer`, which arrived at `local`."""
+    if code == errno.ELOOP:
+        return NotIntercepted(
+            code,
+            f"{spell(from_shim(peer))} -> {spell(from_shim(local))} is a loop: a listener of this "
+            "process was called by its own name, or the process's own connection was intercepted "
+            "(exempt it from the rules by mark, uid or cgroup)",
+        )
+    origin = ffi.new("struct lc_origin *")
+    origin.local, origin.peer = local, peer
+    return _failure(code, engine, origin)
+
+
 def _ask(fd: int, row: int, origin: Any) -> CommError | None:
     err = lib.lc_original(fd, row, origin)
     if err < 0:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import engines
+from . import engines, intercept
 from ._shim import ffi, lib
 from .address import Address, descriptor, from_shim, shim_of
 from .constants import COMM_REUSEADDR, COMM_TRANSPARENT_PORT
@@ -102,6 +102,7 @@ class InterceptRelay:
         decide: Callable[[list[Question]], object] | None,
         on_done: Callable[[RelayResult], object] | None,
         on_failed: Callable[[RelayResult], object] | None,
+        on_refused: Callable[[CommError], object] | None,
         engine: str | None,
         mark: int | None,
         keep_port: bool,
@@ -114,7 +115,7 @@ class InterceptRelay:
         for seconds in (connect_timeout, idle, total):
             if seconds is not None and seconds_of(seconds, "a time-out") < 0:
                 raise CommError(errno.EINVAL, "times are not negative")
-        for fn in (decide, on_done, on_failed):
+        for fn in (decide, on_done, on_failed, on_refused):
             if fn is not None and not callable(fn):
                 raise TypeError(f"{fn!r} is not callable")
         self._plane = plane
@@ -122,6 +123,12 @@ class InterceptRelay:
         if on_done is not None and on_failed is not None:
             raise CommError(errno.EINVAL, "on_done is told of failures too: one of the two")
         self.on_done = on_done if on_done is not None else on_failed
+        self._on_refused = on_refused
+        self._engine = engine
+        self._open = True
+        self.on_closed: Callable[[], object] | None = None
+        """Called once the listener is closed, and every connection that came by it has left the
+        plane."""
         self._defer = defer
         self._adopt = adopt
         self._answers: list[tuple[int, int, Any]] = []
@@ -142,6 +149,7 @@ class InterceptRelay:
             if on_failed is not None
             else lib.LC_REPORT_NONE
         )
+        how.refusals = on_refused is not None
         how.timeout = milliseconds(connect_timeout)
         how.idle, how.total = milliseconds(idle), milliseconds(total)
         fd = os.dup(descriptor(lsock))
@@ -165,13 +173,17 @@ class InterceptRelay:
 
     def set_policy(self, policy: Sequence[Rule | tuple[Any, ...]]) -> None:
         """Another table in the place of the one there is; the next connection sees it."""
+        if not self._open:
+            raise CommError(errno.EBADF, "this listener was closed")
         rules, count = self._table(policy)
         check(lib.lc_plane_policy(self._plane._open(), self._number, rules, count))
 
     def close(self) -> None:
         """Takes no connections any more. Relays under way go on; the listening socket is its
-        owner's to close."""
-        check(lib.lc_plane_unlisten(self._plane._open(), self._number))
+        owner's to close. Idempotent."""
+        if self._open:
+            check(lib.lc_plane_unlisten(self._plane._open(), self._number))
+            self._open = False
 
     # -- questions and answers -----------------------------------------------------------------
 
@@ -218,6 +230,20 @@ class InterceptRelay:
             raise CommError(errno.ESRCH, "this connection is gone: the plane was stopped")
         return self._adopt(fd)
 
+    # -- what the plane tells ------------------------------------------------------------------
+
+    def _refusal(self, done: Any) -> CommError:
+        return intercept.refusal(done.err, self._engine, done.peer, done.original)
+
+    def _refused(self, why: CommError) -> None:
+        if self._on_refused is not None:
+            self._on_refused(why)
+
+    def _closed(self) -> None:
+        self._open = False
+        if self.on_closed is not None:
+            self.on_closed()
+
     # -- as the owner of relays that are told of -----------------------------------------------
 
     def _kill(self, relay: Relay) -> None:
@@ -242,6 +268,7 @@ class InterceptRelays(Relays):
         decide: Callable[[list[Question]], object] | None = None,
         on_done: Callable[[RelayResult], object] | None = None,
         on_failed: Callable[[RelayResult], object] | None = None,
+        on_refused: Callable[[CommError], object] | None = None,
         engine: str | None = None,
         mark: int | None = None,
         keep_port: bool = False,
@@ -266,6 +293,8 @@ class InterceptRelays(Relays):
             they are only counted (``reactor.plane.totals()``).
         :param on_failed: the same for those whose upstream was not reached, and no others: the rest
             costs Python nothing.
+        :param on_refused: ``on_refused(CommError)`` for every connection that was reset because
+            nothing intercepted it, or because relaying it would be a loop (ELOOP).
         :param engine: that tells original destinations; None: found out per connection.
         :param mark: SO_MARK of the outgoing sockets.
         :param keep_port: where a connection is spoofed, its port too, if it can be had.
@@ -282,6 +311,7 @@ class InterceptRelays(Relays):
             decide,
             on_done,
             on_failed,
+            on_refused,
             engine,
             mark,
             keep_port,
@@ -305,7 +335,17 @@ def intercept_relay(plane: Plane, lsock: Any, **options: Any) -> InterceptRelay:
     """:meth:`Reactor.intercept_relay` with no reactor: `decide` and `on_done` are called by
     :meth:`Plane.run_completions`, answers given outside of them go back at once."""
     defaults: dict[str, Any] = dict.fromkeys(
-        ("policy", "decide", "on_done", "on_failed", "engine", "mark", "idle", "total")
+        (
+            "policy",
+            "decide",
+            "on_done",
+            "on_failed",
+            "on_refused",
+            "engine",
+            "mark",
+            "idle",
+            "total",
+        )
     )
     defaults |= {"keep_port": False, "connect_timeout": 30}
     return InterceptRelay(plane, lsock, defer=None, adopt=socket_of, **(defaults | options))

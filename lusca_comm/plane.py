@@ -272,6 +272,8 @@ class Plane:
         while n == _BATCH:
             found: list[tuple[Relay, RelayResult]] = []
             questions: dict[Any, list[Any]] = {}
+            refused: list[tuple[Any, Any]] = []
+            closed: list[Any] = []
             drained = False
             with self._lock:
                 n = check(lib.lc_plane_reap(self._plane, self._done, _BATCH))
@@ -279,6 +281,14 @@ class Plane:
                     done = self._done[i]
                     if done.what == lib.LC_DRAINED:
                         drained = True
+                        continue
+                    if done.what == lib.LC_CLOSED:
+                        closed.append(self._listeners[done.listener])
+                        self._listeners[done.listener] = None
+                        continue
+                    if done.what == lib.LC_REFUSED:
+                        listener = self._listeners[done.listener]
+                        refused.append((listener, listener._refusal(done)))
                         continue
                     if done.what == lib.LC_ASKED:
                         listener = self._listeners[done.listener]
@@ -298,6 +308,10 @@ class Plane:
                 yield relay._on_done, (result,)
             for listener, asked in questions.items():
                 yield listener._decide, (asked,)
+            for listener, refusal in refused:
+                yield listener._refused, (refusal,)
+            for listener in closed:
+                yield listener._closed, ()
             if drained and self.on_drained is not None:
                 yield self.on_drained, ()
 
@@ -385,15 +399,15 @@ def fill_pair(
     prefix: bytes,
     limits: tuple[int | None, int | None],
     times: tuple[float | None, float | None],
+    prefix_down: bytes = b"",
 ) -> Any:
     """Everything but the descriptors. Returns what has to live until the pair was submitted."""
     pair.limit_up = -1 if limits[0] is None else limits[0]
     pair.limit_down = -1 if limits[1] is None else limits[1]
     pair.idle, pair.total = milliseconds(times[0]), milliseconds(times[1])
-    pair.prefix_size = len(prefix)
-    if not prefix:
-        pair.prefix = ffi.NULL
+    pair.prefix_size, pair.prefix_down_size = len(prefix), len(prefix_down)
+    if not prefix and not prefix_down:
         return None
-    held = ffi.from_buffer("uint8_t[]", prefix)
-    pair.prefix = held
+    held = [ffi.from_buffer("uint8_t[]", first) for first in (prefix, prefix_down)]
+    pair.prefix, pair.prefix_down = held
     return held

@@ -45,7 +45,7 @@ class _Connect:
         self.ended = False
 
     def on_writable(self, _sock: Any, _data: Any) -> None:
-        code = _outcome(self.entry.fd, self.to)
+        code = outcome(self.entry.fd, self.to)
         if code == errno.EINPROGRESS:
             self.loop._arm(self.entry, COMM_SELECT_WRITE, self.on_writable)
         else:
@@ -164,7 +164,7 @@ def _connect(entry: Entry, to: Any) -> int:
     return -int(lib.lc_connect_as(entry.fd, entry.request, to))
 
 
-def _outcome(fd: int, to: Any) -> int:
+def outcome(fd: int, to: Any) -> int:
     """How the connect on `fd` ended: an errno, 0, or EINPROGRESS where it has not.
 
     A peer is there once it has succeeded. Else SO_ERROR tells, but it is 0 before the end too, and

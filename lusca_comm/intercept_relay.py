@@ -66,6 +66,16 @@ class Question:
         `spoof` is set."""
         self._answer(lib.LC_SPOOF if spoof else lib.LC_RELAY, to)
 
+    def fileno(self) -> int:
+        """The descriptor, to look at; -1: it was answered."""
+        return self._fd
+
+    def give(self) -> tuple[int, int]:
+        """The descriptor and the id, for an answer that is sent together with others."""
+        fd = self._fd
+        self._used()
+        return fd, self._id
+
     def deny(self) -> None:
         """Resets the connection."""
         self._answer(lib.LC_DENY)

@@ -35,7 +35,7 @@ from .sockets import socket_of
 
 __all__ = ["Relay", "RelayResult", "Relays"]
 
-_RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
+RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
 _BATCH = 64  # pairs handed over in one call
 
 
@@ -298,7 +298,7 @@ class Relays(Buffered):
         it had come to its end: the other side must learn that it has not."""
         side = "client" if entries[0].error else "upstream"
         code = entries[0].error or entries[1].error
-        end = "reset" if code in _RESETS else "error"
+        end = "reset" if code in RESETS else "error"
         relay._result = RelayResult(0, 0, 0.0, end, code, side, None, None, relay._data)
         for entry in entries:
             self._abort_entry(entry)

@@ -28,7 +28,7 @@ __all__ = ["Spoof"]
 
 _LINUX = sys.platform == "linux"
 
-_CAPABILITY = (
+CAPABILITY = (
     "CAP_NET_ADMIN or CAP_NET_RAW: run as root, `setcap cap_net_raw+ep PROGRAM`, or "
     "AmbientCapabilities=CAP_NET_RAW in the systemd unit"
     if _LINUX
@@ -175,7 +175,7 @@ def allow(fd: int, row: int) -> None:
 def _capability(engine: str) -> str:
     if engine == "tproxy2":
         return "CAP_NET_ADMIN: run as root, or `setcap cap_net_admin+ep PROGRAM`"
-    return _CAPABILITY
+    return CAPABILITY
 
 
 def _port_refused(step: int, code: int) -> bool:
@@ -212,11 +212,11 @@ def _open_error(code: int, step: int, request: Any) -> CommError:
         return CommError(code, f"engine {name!r} grants no foreign address here: {why}")
     if step == lib.LC_STEP_MARK:
         if code == errno.EPERM:
-            return CommError(code, f"a firewall mark (SO_MARK) needs {_CAPABILITY}")
+            return CommError(code, f"a firewall mark (SO_MARK) needs {CAPABILITY}")
         return CommError(code, f"this system has no firewall mark: {why}")
     if step == lib.LC_STEP_DEVICE:
         device = ffi.string(request.device).decode()
-        mend = {errno.ENODEV: ": see `ip link`", errno.EPERM: f" needs {_CAPABILITY}"}.get(code, "")
+        mend = {errno.ENODEV: ": see `ip link`", errno.EPERM: f" needs {CAPABILITY}"}.get(code, "")
         return CommError(code, f"device {device!r}: {why}{mend}")
     if step == lib.LC_STEP_V6ONLY:
         return CommError(code, f"this system's IPv6 sockets take IPv6 only: {why}")

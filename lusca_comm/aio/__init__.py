@@ -1,6 +1,22 @@
 """Interception for programs on asyncio, with the loop of the standard library or uvloop's.
 
-One file for each matter: :mod:`~lusca_comm.aio.server` listens, :mod:`~lusca_comm.aio.connection`
-is what a handler gets, :mod:`~lusca_comm.aio.relaying` hands connections to the data plane of the
-loop.
+Connections are accepted, looked up and relayed by the data plane of the loop; a handler, a task for
+each connection, says what is to be done.
 """
+
+from .connecting import Connecting, Upstream, connect
+from .connection import Connection
+from .endpoint import Endpoint
+from .relaying import relay
+from .server import InterceptServer, start_intercept_server
+
+__all__ = [
+    "Connecting",
+    "Connection",
+    "Endpoint",
+    "InterceptServer",
+    "Upstream",
+    "connect",
+    "relay",
+    "start_intercept_server",
+]

@@ -1,0 +1,257 @@
+"""One connection, as it is used: streams, a look ahead, an orderly end, or the way into a relay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .. import intercept
+from .._shim import lib
+from ..address import Address, descriptor
+from ..errors import CommError
+from .planes import reset
+from .sides import TransportSide
+from .streams import Streams
+from .waiting import readable
+
+__all__ = ["Endpoint"]
+
+_LINGER = 10.0  # seconds, as comm_lingering_close
+_CHUNK = 65536
+_CLOSED = "it was closed"
+_RELAYED = "it was relayed"
+_Self = TypeVar("_Self", bound="Endpoint")
+
+
+class Endpoint:
+    """A connected socket. It is closed once: by :meth:`close`, :meth:`reset`, the end of a relay,
+    or the end of ``async with``."""
+
+    _accepted = False
+    _limit = 65536  # of the StreamReader
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._sock: socket.socket | None = None
+        self._streams: Streams | None = None
+        self._unread = b""  # read, and given back by a relay
+        self._trail = 0
+        self._gone = ""  # why there is no socket any more
+        self._side: TransportSide
+
+    @property
+    def peer(self) -> Address:
+        """The other end: ``(host, port)``; for a link-local IPv6 address the 4-tuple."""
+        raise NotImplementedError
+
+    @property
+    def closed(self) -> bool:
+        """It is closed, detached, or in a relay."""
+        if self._gone:
+            return True
+        return self._streams is not None and self._streams.closed
+
+    def fileno(self) -> int:
+        """The descriptor, for the ``comm_set_`` calls and their like; -1: it is closed."""
+        if self._gone:
+            return -1
+        if self._streams is not None:
+            sock = self._streams.writer.get_extra_info("socket")
+            return -1 if sock is None else int(sock.fileno())
+        return self._descriptor()
+
+    @property
+    def reader(self) -> asyncio.StreamReader:
+        """Made at first use, together with :attr:`writer`."""
+        return self._opened().reader
+
+    @property
+    def writer(self) -> asyncio.StreamWriter:
+        """Made at first use, together with :attr:`reader`."""
+        return self._opened().writer
+
+    async def peek(self, n: int, *, least: int = 1) -> bytes:
+        """The first `n` bytes at most, which stay to be read: as soon as `least` are there.
+
+        Fewer than `least` mean that the stream has ended behind them, or that no more fit into the
+        kernel's buffer; b"" is the end. A time limit: ``asyncio.wait_for(conn.peek(5), 0.3)``;
+        nothing is lost by it.
+
+        :raises CommError: EBUSY after the reader or the writer was used; what broke the connection.
+        """
+        if self._streams is not None:
+            raise CommError(errno.EBUSY, "peek comes before the reader and the writer are used")
+        if n < 1:
+            raise CommError(errno.EINVAL, f"peek at {n} bytes")
+        least, woken = min(least, n), False
+        while True:
+            sock = self._socket()
+            got = _look(sock, self._unread, n)
+            if got is not None and (woken or len(got) >= least):
+                return got
+            # The kernel counts: it is readable once so many are there, or no more will come.
+            await self._readable(sock, least - min(n, len(self._unread)))
+            woken = True
+
+    async def _readable(self, sock: socket.socket, least: int) -> None:
+        if least > 1:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+        try:
+            await readable(self._loop, sock.fileno())
+        finally:
+            if least > 1 and sock.fileno() >= 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    async def close(self) -> None:
+        """The orderly end: what was written is sent, then the end of the stream. Where the peer
+        still sends, that is read and dropped until its end, for 10 seconds at most: closing at once
+        would reset the connection, and the peer could lose what it has not read yet. Idempotent.
+        """
+        if self._gone:
+            return
+        streams = self._streams
+        if streams is None:
+            self._shut()
+            return
+        self._gone = _CLOSED
+        self._forget_trail()
+        try:
+            transport = await streams.transport()
+            if not transport.is_closing() and transport.can_write_eof():
+                transport.write_eof()
+                with contextlib.suppress(OSError, asyncio.TimeoutError):
+                    await asyncio.wait_for(_drop(streams.reader), _LINGER)
+            streams.writer.close()
+            with contextlib.suppress(OSError):
+                await streams.writer.wait_closed()
+        finally:
+            streams.writer.transport.abort()
+
+    def reset(self) -> None:
+        """Closes the connection by a reset, now. Idempotent."""
+        streams = self._streams
+        if streams is not None:
+            if not self._gone:
+                with contextlib.suppress(CommError):
+                    lib.lc_abort(descriptor(streams.writer))
+            streams.writer.transport.abort()
+        elif not self._gone:
+            self._abort()
+        self._gone = self._gone or _CLOSED
+        self._forget_trail()
+
+    def detach(self) -> socket.socket:
+        """The socket, which is the caller's from now on, non-blocking.
+
+        :raises CommError: EBUSY after the reader or the writer was used.
+        """
+        if self._streams is not None:
+            raise CommError(errno.EBUSY, "its reader and writer are in use")
+        if self._unread:
+            raise CommError(errno.EBUSY, "bytes of it were read already: use its reader")
+        sock = self._socket()
+        self._sock, self._gone = None, "it was detached"
+        self._forget_trail()
+        return sock
+
+    async def __aenter__(self: _Self) -> _Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        _why: BaseException | None,
+        _where: TracebackType | None,
+    ) -> None:
+        """:meth:`close`; after an exception :meth:`reset`."""
+        if kind is not None:
+            self.reset()
+        await self.close()
+
+    # -- the socket ----------------------------------------------------------------------------
+
+    def _socket(self) -> socket.socket:
+        if self._gone or self._sock is None:
+            raise CommError(errno.EBADF, f"no connection: {self._gone}")
+        return self._sock
+
+    def _descriptor(self) -> int:
+        return self._socket().fileno()
+
+    def _opened(self) -> Streams:
+        if self._streams is None:
+            sock, first = self._socket(), self._unread
+            self._sock, self._unread = None, b""
+            self._streams = Streams(self._loop, sock, first, self._limit, self._accepted)
+        return self._streams
+
+    def _shut(self) -> None:
+        self._socket().close()
+        self._sock, self._gone = None, _CLOSED
+        self._forget_trail()
+
+    def _abort(self) -> None:
+        reset(self._socket().detach())
+        self._sock = None
+
+    def _forget_trail(self) -> None:
+        if self._trail:
+            intercept.forget_outgoing(self._trail)
+            self._trail = 0
+
+    # -- as a side of a relay: sides.Side ------------------------------------------------------
+
+    _keeps = True
+
+    @property
+    def _buffers(self) -> bool:
+        if self._gone:
+            raise CommError(errno.EBADF, f"no connection: {self._gone}")
+        return self._streams is not None or self._unread != b""
+
+    async def _settle(self) -> bytes:
+        if self._streams is None:
+            return self._unread
+        self._side = TransportSide(await self._streams.transport(), self._streams.reader)
+        return await self._side._settle()
+
+    def _give(self) -> tuple[int, int]:
+        if self._streams is not None:
+            self._streams = None
+            given = self._side._give()
+            del self._side
+        else:
+            given = self._socket().detach(), 0
+        self._sock, self._gone, self._unread = None, _RELAYED, b""
+        return given
+
+    def _give_trail(self) -> int:
+        trail, self._trail = self._trail, 0
+        return trail
+
+    def _take_back(self, sock: socket.socket, unread: bytes) -> object:
+        self._sock, self._unread, self._gone = sock, unread, ""
+        return self
+
+
+def _look(sock: socket.socket, before: bytes, n: int) -> bytes | None:
+    """The first `n` bytes at most, of which `before` were read already; None: there are none yet.
+
+    Raises CommError."""
+    if len(before) >= n:
+        return before[:n]
+    try:
+        return before + sock.recv(n - len(before), socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError as why:
+        raise CommError(why.errno or errno.EIO, f"peek: {why.strerror}") from why
+
+
+async def _drop(reader: asyncio.StreamReader) -> None:
+    while await reader.read(_CHUNK):
+        pass

@@ -1,0 +1,228 @@
+"""The data plane of an event loop: one, from its first user to its last.
+
+Users are servers and relays under way. Hand-overs are collected for one turn of the loop, so that
+many go into the plane by one call; completions come back through a reader of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import socket
+import weakref
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from .._shim import ffi, lib
+from ..errors import CommError
+from ..plane import Plane, check, fill_pair
+from ..relayed import Relay, RelayResult
+from ..sockets import socket_of
+
+__all__ = ["LoopPlane"]
+
+_BATCH = 64
+_planes: weakref.WeakValueDictionary[int, LoopPlane] = weakref.WeakValueDictionary()  # by id(loop)
+
+
+def reset(fd: int) -> None:
+    """Closes the connection on `fd` by a reset."""
+    lib.lc_abort(fd)
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+class LoopPlane:
+    """As the owner of relays, see :class:`lusca_comm.relayed.Owner`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.plane = Plane()
+        self.at_shutdown: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Told by ``loop_ends()`` when the loop shuts down, while it still runs."""
+        self._users = 0
+        self._fd = -1
+        self._batch: list[Relay] = []
+        self._pairs: Any = None
+        self._answers: Any = None
+        self._asked = 0
+        self._holds: list[Any] = []  # what the pairs point to
+        self._life: AsyncGenerator[None, None] | None = None
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> LoopPlane:
+        # The plane has the loop, so no other loop can have its id.
+        found = _planes.get(id(loop))
+        if found is None:
+            found = _planes[id(loop)] = cls(loop)
+        return found
+
+    # -- its life ------------------------------------------------------------------------------
+
+    def use(self) -> None:
+        """Raises CommError where there can be no thread."""
+        if self._fd < 0:
+            self._fd = self.plane.fileno()
+            self.loop.add_reader(self._fd, self._completions)
+            self._live()
+        self._users += 1
+
+    def leave(self) -> None:
+        self._users -= 1
+        if self._users == 0 and not self.loop.is_closed():
+            self.loop.call_soon(self._close_unused)  # completions may be in the middle of it
+
+    def _close_unused(self) -> None:
+        if self._users == 0:
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd < 0:
+            return
+        self.loop.remove_reader(self._fd)
+        self._fd = -1
+        self.plane.close()
+        life, self._life = self._life, None
+        if life is not None:
+            _step(life)
+
+    def _live(self) -> None:
+        """asyncio.run and its like end every asynchronous generator before they close the loop
+        (loop.shutdown_asyncgens): so a server that nobody closed does not go on, in a thread, to
+        accept for a loop that is no more."""
+        self._life = self._until_shutdown()
+        _step(self._life)
+
+    async def _until_shutdown(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._life = None
+            for one in list(self.at_shutdown):
+                one.loop_ends()
+            self._close()
+
+    def _completions(self) -> None:
+        for fn, args in self.plane.fetch():
+            self.guarded(fn, *args)
+
+    def guarded(self, fn: Callable[..., object], *args: Any) -> None:
+        try:
+            fn(*args)
+        except Exception as why:
+            self.loop.call_exception_handler(
+                {"message": f"exception in {fn!r}, called by a data plane", "exception": why}
+            )
+
+    # -- relays --------------------------------------------------------------------------------
+
+    async def relay(
+        self,
+        client: int,
+        question: int,
+        upstream: int,
+        connect: tuple[Any, Any, int] | None,
+        prefixes: tuple[bytes, bytes],
+        limits: tuple[int | None, int | None],
+        times: tuple[float | None, float | None],
+        trail: int,
+    ) -> RelayResult:
+        """Hands descriptors over, which are the plane's from now on, and waits for the end.
+        :meth:`use` comes first. Cancelled, it ends the relay ("killed").
+
+        :param question: the id of the question that `client` still is; 0: it is none.
+        :param connect: ``struct lc_open``, ``struct lc_addr`` and milliseconds, where `upstream`
+            is -1.
+        """
+        if len(self._batch) == _BATCH:
+            self._flush()
+        if self._pairs is None:
+            self._pairs = ffi.new("struct lc_pair[]", _BATCH)
+            self._answers = ffi.new("struct lc_answer[]", _BATCH)
+        if question:
+            answer = self._answers[self._asked]
+            answer.id, answer.action = question, lib.LC_HAND_OVER
+            self._asked += 1
+        pair = self._pairs[len(self._batch)]
+        pair.client, pair.upstream, pair.trail = client, upstream, trail
+        if connect is not None:
+            pair.open, pair.to, pair.timeout = connect
+        held = fill_pair(pair, prefixes[0], limits, times, prefixes[1])
+        if held is not None or connect is not None:
+            self._holds.append((held, connect))
+        end: asyncio.Future[RelayResult] = self.loop.create_future()
+        relay = Relay(self, functools.partial(_tell, end), None)
+        self._batch.append(relay)
+        if len(self._batch) == 1:
+            self.loop.call_soon(self._flush)
+        try:
+            return await end
+        except BaseException:
+            relay.kill()
+            if end.done() and not end.cancelled():
+                _drop(end.result())
+            raise
+
+    def _flush(self) -> None:
+        if not self._batch:
+            return
+        batch, self._batch = self._batch, []
+        asked, self._asked = self._asked, 0
+        try:
+            if asked:
+                check(lib.lc_plane_answer(self.plane._open(), self._answers, asked))
+            asked = 0
+            self.plane.submit(self._pairs, batch)
+        except CommError as why:
+            for i, relay in enumerate(batch):
+                self._refused(relay, self._pairs[i], why.errno or errno.EIO, asked > 0)
+        self._holds.clear()
+
+    def _refused(self, relay: Relay, pair: Any, code: int, plane_has_it: bool) -> None:
+        """No memory for it, or the plane was stopped, and all questions with it."""
+        for fd in (-1 if plane_has_it else pair.client, pair.upstream):
+            if fd >= 0:
+                reset(fd)
+        relay._result = RelayResult(0, 0, 0.0, "error", code, "", None, None, None)
+        self._ended(relay)
+        self.guarded(relay._on_done, relay._result)
+
+    # -- as their owner ------------------------------------------------------------------------
+
+    def _kill(self, relay: Relay) -> None:
+        if relay._plane is None:
+            self._flush()
+        if relay._plane is not None and self.plane.started:
+            self.plane.kill_id(relay._id)
+
+    def _given_back(
+        self, _relay: Relay, fds: tuple[int, int]
+    ) -> tuple[socket.socket | None, socket.socket | None]:
+        one, two = (socket_of(fd) if fd >= 0 else None for fd in fds)
+        return one, two
+
+    def _ended(self, _relay: Relay) -> None:
+        self.leave()
+
+
+def _step(generator: AsyncGenerator[None, None]) -> None:
+    """To its next yield or its end; it waits for nothing in between."""
+    with contextlib.suppress(StopIteration, StopAsyncIteration):
+        generator.__anext__().send(None)
+
+
+def _tell(end: asyncio.Future[RelayResult], result: RelayResult) -> None:
+    if end.done():  # cancelled
+        _drop(result)
+    else:
+        end.set_result(result)
+
+
+def _drop(result: RelayResult) -> None:
+    """Nobody is there to take what is given back."""
+    for sock in (result.client, result.upstream):
+        if sock is not None:
+            reset(sock.detach())

@@ -1,0 +1,159 @@
+"""Relaying by the data plane of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import Any
+
+from ..errors import CommError
+from ..plane import check_arguments
+from ..relay import RESETS
+from ..relayed import RelayResult
+from .connecting import Connecting
+from .planes import LoopPlane
+from .sides import Side, side_of
+
+__all__ = ["relay"]
+
+
+async def relay(
+    client: Any,
+    upstream: Any,
+    *,
+    prefix: bytes = b"",
+    limit_up: int | None = None,
+    limit_down: int | None = None,
+    idle: float | None = None,
+    total: float | None = None,
+) -> RelayResult:
+    """Relays between two connections until both have ended, in C, by the data plane of the loop.
+
+    Each is a :class:`Connection`, an :class:`Upstream`, a socket, an asyncio or uvloop transport,
+    or ``(reader, writer)``. `upstream` may be what :func:`connect` returned, not awaited: then
+    connecting is the plane's work as well.
+
+    Both are taken over: what their readers hold is relayed, what their writers have not sent yet
+    goes out first, and then streams and transports are closed while their connections go on.
+    Half-closes are passed on, a reset is passed on as a reset. At the end both are closed, unless a
+    limit ended the relay: then they are given back (``result.client``, ``result.upstream``), with
+    every byte beyond the limit still to be read; in place of streams and transports as sockets.
+
+    Cancelled, it resets both.
+
+    :param prefix: bytes for the upstream before anything from the client; they count as up.
+    :param limit_up: bytes to deliver upstream at most. The relay ends once every direction that
+        has a limit has reached it.
+    :param limit_down: bytes to deliver to the client at most.
+    :param idle: seconds without a byte in either direction, then the relay ends.
+    :param total: seconds in all.
+    :returns: how it ended, a reset included.
+    :raises CommError: the upstream was not reached, and the client is as it was; EBADF closed;
+        EINVAL a negative limit.
+    :raises TypeError: what is no connection, or TLS.
+    """
+    limits = limit_up, limit_down
+    first = check_arguments(relay, prefix, limits, (idle, total))
+    loop = asyncio.get_running_loop()
+    near, far, connecting = side_of(client), None, None
+    if isinstance(upstream, Connecting):
+        if near._keeps:
+            connecting = upstream
+        else:
+            upstream = await upstream
+    if connecting is None:
+        far = side_of(upstream)
+        if near is far:
+            raise CommError(errno.EINVAL, "client and upstream are the same connection")
+    request = None if connecting is None else connecting.request()
+    held_up = held_down = b""
+    if near._buffers or (far is not None and far._buffers):
+        began = loop.time()
+        settled = await _settle(loop, near, far, (idle, total))
+        if isinstance(settled, RelayResult):
+            return settled
+        held_up, held_down = settled
+        if total is not None:
+            total = max(0.0, total - (loop.time() - began))
+    up, later_up = _cut(near, first + held_up, limit_up)
+    down, later_down = _cut(far, held_down, limit_down)
+    # From here on nothing waits, until the plane has it.
+    plane = LoopPlane.of(loop)
+    plane.use()
+    fd, question = near._give()
+    other, trail = (far._give()[0], far._give_trail()) if far is not None else (-1, 0)
+    result = await plane.relay(
+        fd, question, other, request, (up, down), limits, (idle, total), trail
+    )
+    if result.client is None:
+        return result
+    if connecting is not None and result.end == "connect":
+        near._take_back(result.client, held_up)
+        raise connecting.failure(result.errno)
+    if connecting is not None:
+        far = connecting.upstream(loop, result.upstream)
+    assert far is not None
+    return result._replace(
+        client=near._take_back(result.client, later_up),
+        upstream=far._take_back(result.upstream, later_down),
+    )
+
+
+class _Broken(Exception):
+    def __init__(self, side: str, why: OSError) -> None:
+        super().__init__(side, why)
+        self.side = side
+        self.why = why
+
+
+async def _settle(
+    loop: asyncio.AbstractEventLoop,
+    near: Side,
+    far: Side | None,
+    times: tuple[float | None, float | None],
+) -> tuple[bytes, bytes] | RelayResult:
+    """What readers hold, once all that writers had is in the kernel; or how it ended already."""
+    began = loop.time()
+    limit = min((seconds for seconds in times if seconds is not None), default=None)
+    try:
+        return await asyncio.wait_for(_both(near, far), limit)
+    except CommError:
+        raise
+    except asyncio.TimeoutError:
+        end, code, side = "idle" if limit == times[0] else "total", 0, ""
+    except _Broken as broken:
+        code, side = broken.why.errno or errno.EIO, broken.side
+        end = "reset" if code in RESETS else "error"
+    except BaseException:
+        _reset(near, far)
+        raise
+    _reset(near, far)
+    return RelayResult(0, 0, loop.time() - began, end, code, side, None, None, None)
+
+
+async def _both(near: Side, far: Side | None) -> tuple[bytes, bytes]:
+    held = []
+    for name, side in (("client", near), ("upstream", far)):
+        try:
+            held.append(b"" if side is None else await side._settle())
+        except CommError:
+            raise
+        except OSError as why:
+            raise _Broken(name, why) from why
+    return held[0], held[1]
+
+
+def _reset(*sides: Side | None) -> None:
+    for side in sides:
+        if side is not None:
+            side.reset()
+
+
+def _cut(side: Side | None, held: bytes, limit: int | None) -> tuple[bytes, bytes]:
+    """What goes now, and what is beyond the limit."""
+    if limit is None or len(held) <= limit:
+        return held, b""
+    assert side is not None
+    if not side._keeps:
+        raise CommError(errno.EINVAL, "its reader holds more than the limit lets through")
+    return held[:limit], held[limit:]

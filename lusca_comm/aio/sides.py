@@ -1,0 +1,173 @@
+"""What a relay takes over: a socket, or a transport with what its reader and its buffer hold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from typing import Any, Protocol
+
+from .._shim import lib
+from ..address import descriptor
+from ..errors import CommError
+from ..plane import check_plain
+from .planes import reset
+
+__all__ = ["Side", "SocketSide", "TransportSide", "side_of"]
+
+
+class Side(Protocol):
+    """One side of a relay that is about to begin."""
+
+    _keeps: bool
+    """It can be what it was, after a relay that gives it back."""
+
+    @property
+    def _buffers(self) -> bool:
+        """It may hold bytes: it has to settle."""
+
+    async def _settle(self) -> bytes:
+        """Waits until all that was written to it is in the kernel. From then on nothing reads it;
+        what was read and not fetched is returned. Raises OSError where the connection is broken."""
+
+    def _give(self) -> tuple[int, int]:
+        """The descriptor, which is the caller's from now on, and the id of the question that it
+        still is, or 0."""
+
+    def _give_trail(self) -> int:
+        """Of the loop guard, which is the caller's from now on; 0: none."""
+
+    def _take_back(self, sock: socket.socket, unread: bytes) -> object:
+        """A relay gives it back: what the user gets. `unread` stands before what `sock` has."""
+
+    def reset(self) -> None: ...
+
+
+class SocketSide:
+    _keeps = True
+    _buffers = False
+
+    def __init__(self, sock: Any) -> None:
+        check_plain(sock)
+        if sock.fileno() < 0:
+            raise CommError(errno.EBADF, f"{sock!r} is closed")
+        self._sock: socket.socket = sock
+
+    async def _settle(self) -> bytes:
+        return b""
+
+    def _give(self) -> tuple[int, int]:
+        sock = self._sock
+        sock.settimeout(0)
+        self._kind = sock.family, sock.type, sock.proto
+        return sock.detach(), 0
+
+    def _give_trail(self) -> int:
+        return 0
+
+    def _take_back(self, sock: socket.socket, unread: bytes) -> object:
+        """The very object that was handed over."""
+        assert not unread
+        self._sock.__init__(*self._kind, sock.detach())  # type: ignore[misc]
+        self._sock.settimeout(0)
+        return self._sock
+
+    def reset(self) -> None:
+        if self._sock.fileno() >= 0:
+            reset(self._sock.detach())
+
+
+class _Emptied(asyncio.Protocol):
+    """In the place of a transport's protocol: tells when its buffer is empty, or that it broke."""
+
+    def __init__(self, transport: Any) -> None:
+        self.waiting: asyncio.Future[None] | None = None
+        self.lost: BaseException | None = None
+        self.before: asyncio.BaseProtocol = transport.get_protocol()
+        self.transport = transport
+        transport.set_protocol(self)
+
+    async def empty(self) -> None:
+        self.transport.set_write_buffer_limits(0)  # has resume_writing called at 0, and not before
+        if self.transport.get_write_buffer_size():
+            self.waiting = asyncio.get_running_loop().create_future()
+            await self.waiting
+        if self.lost is not None:
+            raise self.lost
+
+    def _wake(self) -> None:
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(None)
+
+    def resume_writing(self) -> None:
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = exc or ConnectionAbortedError(errno.ECONNABORTED, "closed meanwhile")
+        self._wake()
+        self.before.connection_lost(exc)
+
+
+class TransportSide:
+    """:param reader: where the transport belongs to a pair of streams."""
+
+    _keeps = False
+    _buffers = True
+
+    def __init__(self, transport: Any, reader: asyncio.StreamReader | None = None) -> None:
+        if transport.get_extra_info("sslcontext") is not None:
+            raise TypeError(f"{transport!r} is TLS: a relay moves bytes as they are")
+        if transport.is_closing() and (reader is None or reader.exception() is None):
+            raise CommError(errno.EBADF, f"{transport!r} is closed")
+        self._transport = transport
+        self._reader = reader
+
+    async def _settle(self) -> bytes:
+        transport, reader = self._transport, self._reader
+        broken = reader.exception() if reader is not None else None
+        if broken is not None:
+            raise broken
+        transport.pause_reading()
+        await _Emptied(transport).empty()
+        if reader is None:
+            return b""
+        reader.feed_eof()
+        return await reader.read()
+
+    def _give(self) -> tuple[int, int]:
+        # The connection lives on in another descriptor; closing one of two says nothing to a peer.
+        fd = os.dup(descriptor(self._transport))
+        os.set_blocking(fd, False)
+        self._transport.abort()
+        return fd, 0
+
+    def _give_trail(self) -> int:
+        return 0
+
+    def _take_back(self, sock: socket.socket, unread: bytes) -> object:
+        assert not unread
+        return sock
+
+    def reset(self) -> None:
+        with contextlib.suppress(CommError):
+            lib.lc_abort(descriptor(self._transport))
+        self._transport.abort()
+
+
+def side_of(thing: Any) -> Side:
+    """Of a connection, a socket, a transport, or ``(reader, writer)``. Raises TypeError,
+    CommError."""
+    if hasattr(thing, "_give_trail"):
+        side: Side = thing
+        return side
+    if isinstance(thing, tuple) and len(thing) == 2:
+        reader, writer = thing
+        if isinstance(reader, asyncio.StreamReader) and isinstance(writer, asyncio.StreamWriter):
+            return TransportSide(writer.transport, reader)
+    if isinstance(thing, asyncio.StreamReader | asyncio.StreamWriter):
+        raise TypeError("streams come as (reader, writer): the reader may hold bytes already")
+    if isinstance(thing, asyncio.BaseTransport):
+        return TransportSide(thing)
+    return SocketSide(thing)

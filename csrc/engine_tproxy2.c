@@ -181,7 +181,7 @@ static int seen(int fd, struct lc_addr *out)
 /* NAT chooses the port of a connection; a listener's has to be known before the first packet. */
 static int listen_with(int fd, uint32_t flags)
 {
-    struct lc_addr address;
+    struct lc_addr address = {0};
     int err = seen(fd, &address);
 
     if (err == 0 && address.port == 0)

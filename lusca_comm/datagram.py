@@ -183,23 +183,22 @@ class Datagrams(Relays):
         :raises CommError: as comm_udp_reply does, where an answer could not even be tried; those
             before it were sent, those behind it were not.
         """
-        went, entry = 0, None
-        waiting: list[Any] = []
-        for datagram, data in answers:
-            if entry is None or datagram.listener is not entry.sock:
-                went += self._send_waiting(entry, waiting)
-                entry, waiting = self._listener_of(datagram), []
-            if datagram.original is None or datagram._arrived is not None:
-                went += self.comm_udp_reply(datagram, data) >= 0
-            else:
-                waiting.append(((datagram.peer, datagram.original), data))
-        return went + self._send_waiting(entry, waiting)
-
-    def _send_waiting(self, entry: Entry | None, waiting: list[Any]) -> int:
-        if entry is None or not waiting:
-            return 0
-        went, size = self._flows_of(entry).send_many(waiting)
-        self._sent(entry, size)
+        went = 0
+        used: dict[_Flows, tuple[int, int]] = {}
+        try:
+            for datagram, data in answers:
+                entry = self._listener_of(datagram)
+                if datagram.original is None or datagram._arrived is not None:
+                    went += self.comm_udp_reply(datagram, data) >= 0
+                    continue
+                flows = self._flows_of(entry)
+                used.setdefault(flows, (flows.sent, flows.sent_bytes))
+                flows.post(datagram.peer, datagram.original, data)
+        finally:
+            for flows, (sent, size) in used.items():
+                flows.flush()
+                went += flows.sent - sent
+                self._sent(flows._parent, flows.sent_bytes - size)
         return went
 
     # -- listeners -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from . import spoof
@@ -63,6 +63,8 @@ class Flows:
         self._flows: OrderedDict[Key, tuple[socket.socket, float]] = OrderedDict()
         self._keys: dict[int, Key] = {}
         self._turns: deque[int] = deque()  # descriptors to ask for the next datagram
+        self._parcels: list[tuple[int, Any]] = []  # posted
+        self.sent = self.sent_bytes = self.lost = 0  # of what was posted
         self._open_poller()
 
     def __len__(self) -> int:
@@ -83,7 +85,11 @@ class Flows:
 
     def _fill_turns(self) -> None:
         self._turns.append(self.listener.fileno())
-        self._turns.extend(fd for fd, _ in self.poller.poll(0))
+        self._turns.extend(self.ready())
+
+    def ready(self) -> list[int]:
+        """The flows' descriptors in which something waits."""
+        return [fd for fd, _ in self.poller.poll(0)]
 
     def receive(self, of_listener: Callable[[], Datagram | None]) -> Datagram | None:
         """The next datagram of listener and flows, in turns."""
@@ -151,30 +157,24 @@ class Flows:
             # What an ICMP message said of an earlier answer; this one has not been sent yet.
             return sock.send(data)
 
-    def send_many(self, answers: Iterable[tuple[Key, Any]]) -> tuple[int, int]:
-        """Each to its client, from its original destination. How many went, and their bytes."""
-        parcels: list[tuple[int, Any]] = []
-        count = size = 0
+    def post(self, peer: Address, original: Address, data: Any) -> None:
+        """To be sent by the next :meth:`flush`, or sooner. Raises CommError where there is no
+        socket for it; what a socket does not take is lost."""
+        key = (peer, original)
+        flow = self._flows.get(key)
+        sock = self._open(key) if flow is None else flow[0]
+        self._use(key)
+        self._parcels.append((sock.fileno(), data))
+        if len(self._parcels) == BATCH:
+            self.flush()
 
-        def flush() -> None:
-            nonlocal count, size
-            went, carried = self._io.send_many(parcels)
-            count, size = count + went, size + carried
-            parcels.clear()
-
-        for key, data in answers:
-            flow = self._flows.get(key)
-            if flow is None:
-                flush()  # the new flow may take an older one's place
-                sock = self._open(key)
-            else:
-                sock = flow[0]
-            self._use(key)
-            parcels.append((sock.fileno(), data))
-            if len(parcels) == BATCH:
-                flush()
-        flush()
-        return count, size
+    def flush(self) -> None:
+        parcels, self._parcels = self._parcels, []
+        if parcels:
+            went, size = self._io.send_many(parcels)
+            self.sent += went
+            self.sent_bytes += size
+            self.lost += len(parcels) - went
 
     # -- the table -----------------------------------------------------------------------------
 
@@ -244,12 +244,14 @@ class Flows:
             self._arm(used + self._limits.flow_idle)
 
     def _drop(self, key: Key) -> None:
+        self.flush()  # what was posted may be for this one
         sock, _ = self._flows.pop(key)
         del self._keys[sock.fileno()]
         self.poller.set(sock.fileno(), READ, 0)
         sock.close()
 
     def close(self) -> None:
+        self.flush()
         self.poller.close()
         for sock, _ in self._flows.values():
             sock.close()

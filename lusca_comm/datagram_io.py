@@ -198,6 +198,13 @@ def send_error(code: int, to: Address | None) -> CommError:
     return CommError(code, f"sending to {spell(to)}: {os.strerror(code)}{mend}")
 
 
+def tell_original(sock: socket.socket) -> None:
+    """Has a socket that exists tell where its datagrams were going. Raises CommError."""
+    err = lib.lc_tell_original(sock.fileno())
+    if err < 0:
+        raise CommError(-err, f"asking where datagrams were going: {os.strerror(-err)}")
+
+
 def check_datagrams(sock: Any) -> None:
     """Raises CommError (EPROTOTYPE) where `sock` is a socket, and none for datagrams."""
     if getattr(sock, "type", socket.SOCK_DGRAM) != socket.SOCK_DGRAM:

@@ -23,6 +23,7 @@ from .constants import (
     COMM_TPROXY_REM,
     COMM_TRANSPARENT_PORT,
 )
+from .datagram_io import tell_original
 from .errors import CommError
 from .fdtable import Entry
 from .reactor.timers import Timer, seconds_of
@@ -142,9 +143,7 @@ class Sockets(Closing):
     @staticmethod
     def _apply_flags(sock: socket.socket, flags: int) -> None:
         if sock.type == socket.SOCK_DGRAM and flags & (COMM_TPROXY_LCL | COMM_INTERCEPT):
-            err = lib.lc_tell_original(sock.fileno())
-            if err < 0:
-                raise CommError(-err, f"asking where datagrams were going: {os.strerror(-err)}")
+            tell_original(sock)
         if flags & COMM_REUSEADDR:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if flags & COMM_REUSEPORT:

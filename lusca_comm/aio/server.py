@@ -10,15 +10,15 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
-from .. import intercept, spoof
+from .. import intercept
 from .._shim import ffi, lib
 from ..address import spell
 from ..constants import COMM_INTERCEPT, COMM_REUSEADDR, COMM_REUSEPORT, COMM_TPROXY_LCL
 from ..engines import probe_nat, row_of
 from ..errors import CommError
 from ..intercept_relay import InterceptRelay, Question, intercept_relay
-from ..sockets import socket_of
 from .connection import Connection
+from .opening import addresses_of, open_all
 from .planes import LoopPlane
 
 __all__ = ["InterceptServer", "start_intercept_server"]
@@ -274,7 +274,7 @@ async def start_intercept_server(
         for one in socks:
             one.settimeout(0)
     else:
-        addresses = await _addresses(loop, host, port or 0)
+        addresses = await addresses_of(loop, socket.SOCK_STREAM, host, port or 0)
         opened = _open(addresses, _flags(engine, reuse_port), engine, dualstack)
     server = InterceptServer(loop, handler, opened, engine, mark, limit, on_refused)
     if start_serving:
@@ -302,46 +302,11 @@ def _flags(engine: str | None, reuse_port: bool) -> int:
     return flags if engine == "sockname" else flags | COMM_INTERCEPT
 
 
-async def _addresses(
-    loop: asyncio.AbstractEventLoop, host: str | Sequence[str] | None, port: int
-) -> list[tuple[Any, ...]]:
-    """Numeric addresses, each once."""
-    hosts = [host] if host is None or isinstance(host, str) else list(host)
-    found: dict[tuple[Any, ...], None] = {}
-    for one in hosts:
-        infos = await loop.getaddrinfo(
-            one or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for *_, address in infos:
-            has_scope = len(address) == 4 and address[3]
-            found[address if has_scope else address[:2]] = None
-    return list(found)
-
-
 def _open(
     addresses: list[tuple[Any, ...]], flags: int, engine: str | None, dualstack: bool
 ) -> list[tuple[socket.socket, Any]]:
-    """All or none; those without a port on the port that the first one got."""
-    opened: list[tuple[socket.socket, Any]] = []
     try:
-        for host, port, *rest in addresses:
-            if port == 0 and opened:
-                port = opened[0][0].getsockname()[1]
-            wide = dualstack and host == "::"
-            request = spoof.request_for(
-                socket.SOCK_STREAM, 0, (host, port, *rest), None, flags, 0, None, None, wide
-            )
-            opened.append((socket_of(_opened(request, engine)), request))
-    except BaseException:
-        for sock, _ in opened:
-            sock.close()
-        raise
-    return opened
-
-
-def _opened(request: Any, engine: str | None) -> int:
-    try:
-        return spoof.open_socket(request, False)[0]
+        return open_all(addresses, socket.SOCK_STREAM, flags, dualstack)
     except CommError as why:
         if engine is None and why.errno in (errno.EPERM, errno.EACCES):
             text = f'{why.strerror}; engine="netfilter" takes what REDIRECT brings, without it'

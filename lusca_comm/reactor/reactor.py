@@ -46,7 +46,7 @@ _SLOTS = {
 }
 
 
-def _default_poller() -> Poller:
+def default_poller() -> Poller:
     if hasattr(select, "epoll"):
         return EpollPoller()
     if hasattr(select, "kqueue"):
@@ -61,7 +61,7 @@ class Loop(Interest):
     exceptions.
     """
 
-    def __init__(self, *, poller: Callable[[], Poller] = _default_poller) -> None:
+    def __init__(self, *, poller: Callable[[], Poller] = default_poller) -> None:
         super().__init__(poller)
         self.timers = Timers()
         self._ready: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()

@@ -1,0 +1,56 @@
+"""The sockets of a server, by host and port as asyncio's own servers take them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from .. import spoof
+from ..sockets import socket_of
+
+__all__ = ["addresses_of", "open_all"]
+
+
+async def addresses_of(
+    loop: asyncio.AbstractEventLoop,
+    type: socket.SocketKind,
+    host: str | Sequence[str] | None,
+    port: int,
+) -> list[tuple[Any, ...]]:
+    """Numeric addresses, each once."""
+    hosts = [host] if host is None or isinstance(host, str) else list(host)
+    found: dict[tuple[Any, ...], None] = {}
+    for one in hosts:
+        infos = await loop.getaddrinfo(one or None, port, type=type, flags=socket.AI_PASSIVE)
+        for *_, address in infos:
+            has_scope = len(address) == 4 and address[3]
+            found[address if has_scope else address[:2]] = None
+    return list(found)
+
+
+def open_all(
+    addresses: list[tuple[Any, ...]],
+    type: socket.SocketKind,
+    flags: int,
+    dualstack: bool,
+    mark: int | None = None,
+) -> list[tuple[socket.socket, Any]]:
+    """The sockets, and what they were opened by: all or none; those without a port on the port that
+    the first one got."""
+    opened: list[tuple[socket.socket, Any]] = []
+    try:
+        for host, port, *rest in addresses:
+            if port == 0 and opened:
+                port = opened[0][0].getsockname()[1]
+            wide = dualstack and host == "::"
+            request = spoof.request_for(
+                type, 0, (host, port, *rest), None, flags, 0, mark, None, wide
+            )
+            opened.append((socket_of(spoof.open_socket(request, False)[0]), request))
+    except BaseException:
+        for sock, _ in opened:
+            sock.close()
+        raise
+    return opened

@@ -51,8 +51,13 @@ class Skip:
             checks.names("bypass: interface", (self.interface,))
         ports = checks.ranges("bypass: ports", self.ports)
         checks.assign(self, source=source, destination=destination, ports=ports)
-        if not (source or destination or ports or self.protocol or self.mark or self.interface):
+        if not self._about():
             raise checks.bad("bypass: a Skip of everything; say what it is about")
+
+    def _about(self) -> bool:
+        """Whether there is anything that a packet can miss."""
+        networks, about = self.networks, (self.protocol, self.mark, self.interface)
+        return bool(self.ports) or any(value is not None for value in (*networks, *about))
 
     @property
     def version(self) -> int | None:
@@ -63,6 +68,11 @@ class Skip:
     def networks(self) -> tuple[Network | None, Network | None]:
         """Source and destination."""
         return self.source, self.destination  # type: ignore[return-value]  # since __post_init__
+
+    @property
+    def port_ranges(self) -> Sequence[PortRange]:
+        """The ports, as pairs: sorted, apart from each other."""
+        return self.ports  # type: ignore[return-value]  # since __post_init__
 
     @property
     def bits(self) -> int:
@@ -78,4 +88,4 @@ class Skip:
             return
         for protocol in protocols:
             if self.protocol in (None, protocol):
-                yield protocol, self.ports  # type: ignore[misc]  # pairs since __post_init__
+                yield protocol, self.port_ranges

@@ -74,6 +74,7 @@ static void end_everything(struct lc_plane *p)
     pthread_mutex_unlock(&p->lock);
     for (i = 0; i < LC_LISTENERS; i++)
         lc_listener_stop(p, i);
+    lc_pool_clear(p);
     for (i = 0; i < n; i++) {
         struct relay *r = lc_slot(p, i);
 
@@ -84,7 +85,7 @@ static void end_everything(struct lc_plane *p)
 
 static void obey(struct lc_plane *p, const struct command *c)
 {
-    struct relay *r = lc_by_id(p, c->id);
+    struct relay *r = c->what == DO_ANSWERS ? NULL : lc_by_id(p, c->id);
     uint32_t i;
 
     switch (c->what) {
@@ -108,6 +109,13 @@ static void obey(struct lc_plane *p, const struct command *c)
         if (r != NULL)
             lc_answered(p, r);
         break;
+    case DO_SERVE:
+        if (r != NULL)
+            lc_http_start(p, r);
+        break;
+    case DO_ANSWERS:
+        lc_http_answers(p, c->with, (size_t)c->id);
+        break;
     case DO_LISTEN:
         lc_listener_start(p, c->listener, c->with);
         break;
@@ -122,6 +130,7 @@ static void obey(struct lc_plane *p, const struct command *c)
         p->draining = 1;
         for (i = 0; i < LC_LISTENERS; i++)
             lc_listener_stop(p, i);
+        lc_http_drain(p);
         break;
     case DO_STOP:
         p->stopping = 1;
@@ -156,7 +165,7 @@ static int has_drained(const struct lc_plane *p)
 
 static int has_news(const struct lc_plane *p)
 {
-    return p->ended != LC_NONE || p->over != 0 || has_drained(p);
+    return p->ended != LC_NONE || p->over != 0 || has_drained(p) || lc_http_news(p);
 }
 
 /* The user is woken once for all there is. */
@@ -170,7 +179,8 @@ static void tell(struct lc_plane *p)
     p->ended = LC_NONE;
     pthread_mutex_lock(&p->lock);
     tail = p->done_tail;
-    quiet = p->done == LC_NONE && p->tell_over == 0 && !p->tell_drained;
+    quiet = p->done == LC_NONE && p->tell_over == 0 && !p->tell_drained && !lc_http_waiting(p);
+    lc_http_tell(p);
     while (slot != LC_NONE) {
         struct relay *r = lc_slot(p, slot);
         uint32_t next = r->next;
@@ -194,7 +204,8 @@ static void tell(struct lc_plane *p)
         p->draining = 0;
         p->tell_drained = 1;
     }
-    if (quiet && (p->done != LC_NONE || p->tell_over != 0 || p->tell_drained))
+    if (quiet && (p->done != LC_NONE || p->tell_over != 0 || p->tell_drained
+                  || lc_http_waiting(p)))
         lc_bell_ring(p->notify);
     pthread_mutex_unlock(&p->lock);
 }
@@ -241,6 +252,10 @@ static void meet_events(struct lc_plane *p, int n)
             continue;
         if (r->state == CONNECTING) {
             lc_connect_event(p, r, e->what);
+        } else if (r->state == POOLED) {
+            r->side[1] |= (uint8_t)e->what;
+            if (e->what & (READABLE | BROKEN | HUNG))
+                lc_pool_end(p, r);
         } else if (r->state == RELAYING) {
             r->side[tag] |= (uint8_t)e->what;
             lc_ready(p, r);
@@ -305,6 +320,7 @@ static void release(struct lc_plane *p)
     uint32_t i;
 
     lc_bulk_close(p);
+    lc_http_free(p);
     lc_poll_close(p);
     lc_bell_close(p->wake);
     lc_bell_close(p->notify);

@@ -27,7 +27,7 @@ enum {
 
 #define LC_NONE UINT32_MAX      /* no slot, no time-out */
 
-enum { FREE, NEW, ASKED, CONNECTING, RELAYING, ENDED };
+enum { FREE, NEW, ASKED, CONNECTING, RELAYING, ENDED, POOLED };
 
 /* What is known of a side, and of the direction that reads from it. */
 enum {
@@ -81,6 +81,8 @@ struct relay {
     uint64_t limit[2];
     struct hold *hold[2];
     struct job *job;
+    struct http *http;          /* a session: plane_http.h; else NULL */
+    struct pooled *pooled;      /* an idle upstream */
     uint64_t trail;             /* both ends of the upstream, hashed, for the loop guard; 0: none */
 };
 
@@ -101,7 +103,8 @@ struct listener {
 };
 
 struct command {
-    enum { DO_START, DO_KILL, DO_ANSWER, DO_LISTEN, DO_POLICY, DO_UNLISTEN, DO_DRAIN, DO_STOP } what;
+    enum { DO_START, DO_KILL, DO_ANSWER, DO_LISTEN, DO_POLICY, DO_UNLISTEN, DO_SERVE, DO_ANSWERS,
+           DO_DRAIN, DO_STOP } what;
     uint32_t listener;
     uint64_t id;
     void *with;
@@ -154,8 +157,10 @@ struct lc_plane {
     int pipe[2];                /* scratch; empty, always */
     uint32_t pipe_size;
     uint64_t no_pipe;           /* until then no pipe is asked for */
+    struct http_plane *http;    /* with the first service; plane_http.h says whose it is */
 
-    _Atomic uint64_t accepted, relayed, asked, denied, looped, failed, finished, up, down, live;
+    _Atomic uint64_t accepted, relayed, asked, denied, looped, failed, finished, up, down, live,
+        requests;
 };
 
 /* Single writer: no read-modify-write needed. */
@@ -167,6 +172,9 @@ struct lc_plane {
 int lc_alive(const struct lc_plane *p);
 int lc_reserve(struct lc_plane *p, size_t n);                   /* under the lock */
 int lc_command(struct lc_plane *p, const struct command *c);    /* under the lock; copied */
+
+/* plane_user.c */
+void lc_hush(struct lc_plane *p);                               /* under the lock */
 
 /* plane_slab.c */
 struct relay *lc_slot(struct lc_plane *p, uint32_t slot);
@@ -181,6 +189,13 @@ int lc_timer_set(struct lc_plane *p, struct relay *r, uint64_t due);
 void lc_timer_clear(struct lc_plane *p, struct relay *r);
 struct relay *lc_timer_due(struct lc_plane *p);     /* the first one that is due, off the heap */
 
+/* plane_pump.c */
+struct hold *lc_hold_bytes(const uint8_t *bytes, size_t size);
+void lc_hold_drop(struct lc_plane *p, struct relay *r, int d);
+size_t lc_push(struct lc_plane *p, struct relay *r, int d, const uint8_t *bytes, size_t size,
+               int *err);
+void lc_pump(struct lc_plane *p, struct relay *r, int d, size_t *budget);
+
 /* plane_relay.c */
 int lc_relay_start(struct lc_plane *p, struct relay *r);
 void lc_relay_run(struct lc_plane *p, struct relay *r);
@@ -188,11 +203,12 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
 void lc_relay_broke(struct lc_plane *p, struct relay *r, int side, int err);
 void lc_relay_timer(struct lc_plane *p, struct relay *r);
 void lc_ready(struct lc_plane *p, struct relay *r);
+void lc_unready(struct lc_plane *p, struct relay *r);
 void lc_finished(struct lc_plane *p, struct relay *r);      /* to be told at the turn's end */
 void lc_reset_fd(int fd);
-struct hold *lc_hold_bytes(const uint8_t *bytes, size_t size);
 
 /* plane_connect.c */
+int lc_connect_go(struct job *job, int *fd);     /* *fd < 0: there is none */
 void lc_connect_start(struct lc_plane *p, struct relay *r);
 void lc_connect_event(struct lc_plane *p, struct relay *r, unsigned what);
 
@@ -208,6 +224,24 @@ void lc_answered(struct lc_plane *p, struct relay *r);
 /* plane_policy.c; lc_judge is in shim.h */
 struct rules *lc_rules_copy(const struct lc_rule *rules, int n);   /* NULL: no memory */
 
+/* plane_http*.c, of relays that are sessions */
+void lc_http_accepted(struct lc_plane *p, uint32_t number, const struct lc_accepted *got,
+                      const struct lc_origin *o);
+void lc_http_start(struct lc_plane *p, struct relay *r);
+void lc_http_run(struct lc_plane *p, struct relay *r);
+void lc_http_broke(struct lc_plane *p, struct relay *r, int d, int side, int err);
+void lc_http_ended(struct lc_plane *p, struct relay *r, int d);
+void lc_http_end(struct lc_plane *p, struct relay *r, int what);
+void lc_http_timer(struct lc_plane *p, struct relay *r);
+void lc_http_answers(struct lc_plane *p, uint8_t *answers, size_t size);    /* frees them */
+void lc_http_drain(struct lc_plane *p);
+int lc_http_news(const struct lc_plane *p);
+void lc_http_tell(struct lc_plane *p);                          /* under the lock */
+int lc_http_waiting(const struct lc_plane *p);                  /* under the lock */
+void lc_http_free(struct lc_plane *p);
+void lc_pool_end(struct lc_plane *p, struct relay *r);
+void lc_pool_clear(struct lc_plane *p);
+
 /* plane_guard.c */
 void lc_guard_listener(int fd, int on);
 int lc_own_listener(const struct lc_addr *to);
@@ -217,6 +251,7 @@ int lc_poll_open(struct lc_plane *p);
 void lc_poll_close(struct lc_plane *p);
 int lc_poll_add(struct lc_plane *p, int fd, uint64_t key);
 int lc_poll_add_listener(struct lc_plane *p, int fd, uint64_t key);
+int lc_poll_move(struct lc_plane *p, int fd, uint64_t key);     /* another's from now on */
 void lc_poll_remove(struct lc_plane *p, int fd);
 int lc_poll_wait(struct lc_plane *p, int64_t ms);   /* events, in p->event */
 int lc_bell_open(int bell[2]);

@@ -68,6 +68,12 @@ int lc_poll_add_listener(struct lc_plane *p, int fd, uint64_t key)
     return change(p, fd, EVFILT_READ, EV_ADD, key);
 }
 
+/* EV_ADD of what there is changes its udata (kqueue(2)); what is ready is told again. */
+int lc_poll_move(struct lc_plane *p, int fd, uint64_t key)
+{
+    return lc_poll_add(p, fd, key);
+}
+
 void lc_poll_remove(struct lc_plane *p, int fd)
 {
     (void)change(p, fd, EVFILT_READ, EV_DELETE, 0);

@@ -10,7 +10,7 @@ static int port_refused(int err, int step)
 
 /* A kept port gives way where it cannot be had: at bind, or because this very connection exists
  * (EADDRNOTAVAIL, after which a socket can't be bound again). */
-static int go(struct job *job, int *fd)
+int lc_connect_go(struct job *job, int *fd)
 {
     struct lc_open *open = &job->open;
     int keeps = (open->flags & LC_TRANSPARENT_PORT) && open->address.port != 0;
@@ -39,7 +39,7 @@ void lc_connect_start(struct lc_plane *p, struct relay *r)
     int fd, err;
 
     r->state = CONNECTING;
-    err = go(r->job, &fd);
+    err = lc_connect_go(r->job, &fd);
     atomic_store_explicit(&r->fd[1], fd < 0 ? -1 : fd, memory_order_relaxed);
     if (err == 0 || err == -EINPROGRESS) {
         int added;

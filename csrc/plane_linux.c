@@ -34,24 +34,32 @@ void lc_poll_close(struct lc_plane *p)
         close(p->poll);
 }
 
-static int add(struct lc_plane *p, int fd, uint64_t key, uint32_t events)
+enum { EDGES = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | (int)EPOLLET };
+
+static int control(struct lc_plane *p, int op, int fd, uint64_t key, uint32_t events)
 {
     struct epoll_event e;
 
     memset(&e, 0, sizeof e);
     e.events = events;
     e.data.u64 = key;
-    return epoll_ctl(p->poll, EPOLL_CTL_ADD, fd, &e) < 0 ? -errno : 0;
+    return epoll_ctl(p->poll, op, fd, &e) < 0 ? -errno : 0;
 }
 
 int lc_poll_add(struct lc_plane *p, int fd, uint64_t key)
 {
-    return add(p, fd, key, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET);
+    return control(p, EPOLL_CTL_ADD, fd, key, (uint32_t)EDGES);
 }
 
 int lc_poll_add_listener(struct lc_plane *p, int fd, uint64_t key)
 {
-    return add(p, fd, key, EPOLLIN);
+    return control(p, EPOLL_CTL_ADD, fd, key, EPOLLIN);
+}
+
+/* What is ready now is told again. */
+int lc_poll_move(struct lc_plane *p, int fd, uint64_t key)
+{
+    return control(p, EPOLL_CTL_MOD, fd, key, (uint32_t)EDGES);
 }
 
 void lc_poll_remove(struct lc_plane *p, int fd)

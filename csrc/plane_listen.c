@@ -63,13 +63,28 @@ static int is_plain(const struct listener *l, const struct lc_accepted *got, str
     return 1;
 }
 
+/* A proxy's port that clients know: only a connection that this process made is a loop. */
+static int came_directly(struct lc_plane *p, const struct lc_accepted *got, struct lc_origin *o)
+{
+    memset(o, 0, sizeof *o);
+    o->engine = -1;
+    o->peer = got->peer;
+    if (!lc_own_connection(&got->peer, &got->me))
+        return 0;
+    LC_ADD(p->looped, 1);
+    return -ELOOP;
+}
+
 /* 0, and where the connection was going; else it must not be relayed. */
 static int find_out(struct lc_plane *p, const struct listener *l, const struct lc_accepted *got,
                     struct lc_origin *o)
 {
-    int engine = l->how.engine;
-    int err = is_plain(l, got, o) ? 0 : lc_original(got->fd, engine, o);
-    int sockname = o->engine == lc_engine_row(&lc_sockname);
+    int engine = l->how.engine, err, sockname;
+
+    if (l->how.direct)
+        return came_directly(p, got, o);
+    err = is_plain(l, got, o) ? 0 : lc_original(got->fd, engine, o);
+    sockname = o->engine == lc_engine_row(&lc_sockname);
 
     if (err == 0 && engine >= 0 && !o->translated && !sockname
         && engine != lc_engine_row(&lc_tproxy4))
@@ -158,6 +173,10 @@ static void meet(struct lc_plane *p, uint32_t number, const struct lc_accepted *
                           l->rules->marks ? lc_mark_of(got->fd) : 0);
         if (action == LC_DENY)
             LC_ADD(p->denied, 1);
+    }
+    if (action == LC_ASK && l->how.service > 0) {
+        lc_http_accepted(p, number, got, &o);
+        return;
     }
     if (action != LC_DENY)
         r = begin(p, number, got->fd, &o);

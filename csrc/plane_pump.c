@@ -128,12 +128,24 @@ static int limits_reached(const struct relay *r)
 /* The source of `d` has ended, and all of it has been delivered. */
 static void pass_end(struct lc_plane *p, struct relay *r, int d)
 {
+    if (r->http != NULL) {
+        lc_http_ended(p, r, d);
+        return;
+    }
     r->side[d] |= FINISHED;
     (void)lc_finish(LC_GET(r->fd[!d]));
     if (!(r->side[!d] & FINISHED))
         return;
     /* One that has reached its limit has not come to its end: its sender may go on. */
     lc_relay_end(p, r, LC_GET(r->count[!d]) >= r->limit[!d] ? LC_END_LIMIT : LC_END_EOF, 0, 0);
+}
+
+static void broke(struct lc_plane *p, struct relay *r, int d, int side, int err)
+{
+    if (r->http != NULL)
+        lc_http_broke(p, r, d, side, err);
+    else
+        lc_relay_broke(p, r, side, err);
 }
 
 /* Moves bytes of one direction until something blocks, ends, or the budget is spent. */
@@ -148,12 +160,14 @@ void lc_pump(struct lc_plane *p, struct relay *r, int d, size_t *budget)
         if (r->hold[d] != NULL) {
             err = drain(p, r, d);
             if (err < 0 && err != -EAGAIN)
-                lc_relay_broke(p, r, !d, -err);
+                broke(p, r, d, !d, -err);
             if (err < 0)
                 return;
             continue;
         }
         if (r->limited || (r->side[d] & FINISHED))
+            return;
+        if (left == 0 && r->http != NULL)
             return;
         if (left == 0) {
             r->side[d] |= FINISHED;
@@ -177,7 +191,7 @@ void lc_pump(struct lc_plane *p, struct relay *r, int d, size_t *budget)
             return;
         }
         if (n < 0) {
-            lc_relay_broke(p, r, d, (int)-n);
+            broke(p, r, d, d, (int)-n);
             return;
         }
         if (n == 0) {
@@ -187,7 +201,9 @@ void lc_pump(struct lc_plane *p, struct relay *r, int d, size_t *budget)
         r->last = p->now;
         r->big[d] = (uint8_t)(n < LC_BIG ? 0 : r->big[d] < 2 ? r->big[d] + 1 : 2);
         *budget -= (size_t)n < *budget ? (size_t)n : *budget;
-        if (sink != 0)
-            lc_relay_broke(p, r, !d, sink);
+        if (sink != 0) {
+            broke(p, r, d, !d, sink);
+            return;
+        }
     }
 }

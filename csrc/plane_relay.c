@@ -85,6 +85,8 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
         return;
     lc_timer_clear(p, r);
     lc_unready(p, r);
+    if (r->http != NULL)
+        lc_http_end(p, r, what);
     if (r->trail != 0)
         (void)lc_trail_remove(r->trail);
     r->trail = 0;
@@ -136,6 +138,14 @@ void lc_relay_timer(struct lc_plane *p, struct relay *r)
         lc_relay_end(p, r, LC_END_CONNECT, ETIMEDOUT, 2);
         return;
     }
+    if (r->state == POOLED) {
+        lc_pool_end(p, r);
+        return;
+    }
+    if (r->state == RELAYING && r->http != NULL) {
+        lc_http_timer(p, r);
+        return;
+    }
     if (r->state != RELAYING)
         return;
     for (d = 0; d < 2; d++)
@@ -174,6 +184,10 @@ void lc_relay_run(struct lc_plane *p, struct relay *r)
     int d;
 
     lc_unready(p, r);
+    if (r->http != NULL) {
+        lc_http_run(p, r);
+        return;
+    }
     for (d = 0; d < 2 && r->state == RELAYING; d++)
         lc_pump(p, r, d, &budget[d]);
     /* The limit may have been reached by the second direction; the first still holds something. */

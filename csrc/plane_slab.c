@@ -73,6 +73,8 @@ struct relay *lc_take(struct lc_plane *p)
     r->state = NEW;
     r->ready = r->what = r->blame = r->limited = r->silent = 0;
     r->job = NULL;
+    r->http = NULL;
+    r->pooled = NULL;
     r->trail = 0;
     for (d = 0; d < 2; d++) {
         r->side[d] = 0;

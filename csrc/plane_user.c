@@ -102,6 +102,12 @@ static void describe_nobody(int what, int listener, struct lc_done *out)
     out->listener = listener;
 }
 
+void lc_hush(struct lc_plane *p)
+{
+    if (p->done == LC_NONE && p->tell_over == 0 && !p->tell_drained && !lc_http_waiting(p))
+        lc_bell_quiet(p->notify);
+}
+
 int lc_plane_reap(struct lc_plane *p, struct lc_done *out, int max)
 {
     int i, n = 0;
@@ -137,8 +143,7 @@ int lc_plane_reap(struct lc_plane *p, struct lc_done *out, int max)
         describe_nobody(LC_DRAINED, -1, &out[n++]);
         p->tell_drained = 0;
     }
-    if (p->done == LC_NONE && p->tell_over == 0 && !p->tell_drained)
-        lc_bell_quiet(p->notify);
+    lc_hush(p);
     pthread_mutex_unlock(&p->lock);
     return n;
 }
@@ -188,5 +193,6 @@ int lc_plane_totals(struct lc_plane *p, struct lc_totals *out)
     out->up = LC_GET(p->up);
     out->down = LC_GET(p->down);
     out->live = LC_GET(p->live);
+    out->requests = LC_GET(p->requests);
     return lc_alive(p) ? 0 : -ESRCH;
 }

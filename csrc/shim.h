@@ -272,6 +272,7 @@ struct lc_done {
 struct lc_totals {
     uint64_t accepted, relayed, asked, denied, looped, failed, ended, up, down;
     uint64_t live;
+    uint64_t requests;  /* of HTTP: exchanges that have ended */
 };
 
 enum { LC_REPORT_NONE, LC_REPORT_ALL, LC_REPORT_FAILED /* connects */ };
@@ -303,6 +304,8 @@ struct lc_listen {
     unsigned flags;     /* of the outgoing sockets: LC_REUSEADDR, LC_TRANSPARENT_PORT */
     int has_mark;
     uint32_t mark;
+    int service;        /* of HTTP, from 1: LC_ASK begins a session of it; 0: none */
+    int direct;         /* not intercepted: there is no original destination */
     int report;         /* which ends are told by a completion: an LC_REPORT_ of these */
     int refusals;       /* they are told of: LC_REFUSED */
     int64_t idle, total, timeout;
@@ -482,6 +485,102 @@ int lc_head_edit(const uint8_t *head, const struct lc_head *h, const struct lc_e
 size_t lc_edit_room(const struct lc_head *h, const struct lc_edit *edit);
 /* 0: lc_head_edit will write that. -EINVAL. */
 int lc_edit_check(const struct lc_head *h, const struct lc_edit *edit);
+
+/* -- HTTP sessions of the data plane: docs/internals/plane.md --------------------------------- */
+
+/* Times in milliseconds. */
+struct lc_http_how {
+    struct lc_limits limits;
+    uint64_t body;              /* bytes of a request's body at most */
+    uint64_t head_time, idle_time, body_time, connect_time, response_time, pool_idle;
+    uint32_t pool_size;
+    int spoofer;                /* that grants a client's address; -1: none */
+    int exchanges;              /* each is told of: lc_http_exchanges */
+    uint16_t fields;            /* names of fields that questions have the values of, */
+    uint32_t names;             /* bytes of them, */
+    const char *field;          /* each with its NUL */
+    const uint8_t *append;      /* field lines for each response, CRLFs included */
+    size_t append_size;
+};
+
+/* What a question is about. */
+enum {
+    LC_HTTP_REQUEST = 1,
+    LC_HTTP_REFUSED,    /* what came deserves `status`, and nothing more is read */
+    LC_HTTP_OTHER,      /* another protocol */
+    LC_HTTP_H2,         /* HTTP/2 with prior knowledge */
+    LC_HTTP_SILENT,     /* nothing came */
+    LC_HTTP_FAILED,     /* the answer to a request was not carried out: `failed`, `err` */
+    LC_HTTP_RESPONSE
+};
+enum { LC_HTTP_NO_CONNECT = 1, LC_HTTP_NO_RESPONSE, LC_HTTP_NO_TIME };
+
+/* Behind it `fields` struct lc_span of the first values, then `head` bytes that all spans refer to. */
+struct lc_http_event {
+    uint64_t id;
+    uint32_t size;              /* of all of it: the next one begins there */
+    uint16_t service;
+    uint8_t state;              /* LC_HTTP_REQUEST ... */
+    uint8_t failed;
+    uint16_t status, why;       /* LC_BAD_... */
+    uint16_t fields;
+    uint8_t body;               /* LC_BODY_... */
+    uint8_t form;               /* LC_TARGET_... */
+    int32_t err;
+    int32_t engine;             /* that told the original destination; -1: none */
+    uint32_t flags;             /* LC_HEAD_... */
+    uint32_t head;
+    uint64_t length;
+    struct lc_span start[3];
+    struct lc_span authority;
+    struct lc_addr peer, original;
+};
+
+enum { LC_HTTP_FORWARD = 1, LC_HTTP_RESPOND, LC_HTTP_TUNNEL, LC_HTTP_DENY };
+enum { LC_HTTP_SPOOF = 1, LC_HTTP_MARK = 2, LC_HTTP_RETRY = 4, LC_HTTP_UPGRADE = 8,
+       LC_HTTP_ON_RESPONSE = 16, LC_HTTP_CLOSE = 32 };
+
+/* Behind it as many bytes as `start`, `drop` and `append` say. RESPOND, TUNNEL: what the client gets
+ * is `append`. */
+struct lc_http_answer {
+    uint64_t id;
+    uint32_t size;              /* of all of it, a multiple of 8 */
+    uint8_t action;
+    uint8_t flags;              /* LC_HTTP_SPOOF ...: `source` family 0: the client's address */
+    uint16_t unused;
+    uint32_t mark;
+    uint32_t start, drop, append;
+    struct lc_addr to;          /* family 0: the original destination */
+    struct lc_addr source;      /* family 0: the machine's */
+};
+
+/* An exchange that has ended. Behind it `start` bytes: the request's start line. */
+struct lc_http_exchange {
+    uint64_t id;
+    uint32_t size;
+    uint16_t service, status;
+    uint8_t end;                /* LC_END_...; EOF: the response was delivered to its end */
+    uint8_t reused;
+    uint16_t unused;
+    uint32_t start;
+    uint64_t up, down;          /* bytes delivered, heads included */
+    double seconds;
+    struct lc_addr peer, original, upstream;
+};
+
+/* Answers the service's number. */
+int lc_http_service(struct lc_plane *plane, const struct lc_http_how *how);
+/* A connection of the caller's becomes a session, `prefix` its first bytes. */
+int lc_http_serve(struct lc_plane *plane, int service, int fd, const struct lc_addr *original,
+                  const uint8_t *prefix, size_t size);
+/* Questions, as many as there is room for: bytes of `out`. */
+int64_t lc_http_fetch(struct lc_plane *plane, uint8_t *out, size_t room);
+int64_t lc_http_exchanges(struct lc_plane *plane, uint8_t *out, size_t room);
+/* struct lc_http_answer, one behind the other. What is no longer asked is passed over. */
+int lc_http_answer(struct lc_plane *plane, const uint8_t *answers, size_t size);
+/* The client of a question is the caller's from now on: its descriptor, and what was read of it.
+ * -ESRCH: it is gone. */
+int lc_http_take(struct lc_plane *plane, uint64_t id, uint8_t *out, size_t room, size_t *size);
 
 /* cdef end */
 

@@ -30,6 +30,7 @@ from .constants import (
 from .datagram import Datagram
 from .engines import Engine, engines
 from .errors import CommError, NotIntercepted
+from .http import HttpLimits, HttpService
 from .intercept import Interception, original_destination
 from .intercept_relay import InterceptRelay, Question
 from .plane import Plane
@@ -79,6 +80,7 @@ call_soon_threadsafe = default_reactor.call_soon_threadsafe
 relay = default_reactor.relay
 connect_relay = default_reactor.connect_relay
 intercept_relay = default_reactor.intercept_relay
+http_service = default_reactor.http_service
 run = default_reactor.run
 stop = default_reactor.stop
 
@@ -109,6 +111,8 @@ __all__ = [
     "CommError",
     "Datagram",
     "Engine",
+    "HttpLimits",
+    "HttpService",
     "InterceptRelay",
     "Interception",
     "NotIntercepted",
@@ -162,6 +166,7 @@ __all__ = [
     "default_reactor",
     "drop_privileges",
     "engines",
+    "http_service",
     "intercept_relay",
     "original_destination",
     "preflight",

@@ -10,14 +10,14 @@ goes there in the client's name, :mod:`~lusca_comm.connect` connects it,
 from __future__ import annotations
 
 from .datagram import Datagrams
+from .http import HttpServices
 from .intercept import original_destination
-from .intercept_relay import InterceptRelays
 from .options import Options
 
 __all__ = ["Reactor", "default_reactor"]
 
 
-class Reactor(Datagrams, InterceptRelays, Options):
+class Reactor(Datagrams, HttpServices, Options):
     """A loop with every ``comm_`` call. The functions of :mod:`lusca_comm` are those of
     ``default_reactor``."""
 

@@ -81,7 +81,7 @@ def check_plain(sock: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def _lent(*things: Any) -> Iterator[tuple[int, ...]]:
+def lent(*things: Any) -> Iterator[tuple[int, ...]]:
     """Descriptors for a plane: at the end no object here owns them any more; after an error they
     are whose they were, and non-blocking."""
     socks: list[socket.socket] = []
@@ -130,6 +130,8 @@ class Plane:
         self._plane: Any = None
         self._relays: list[Relay | None] = []  # by slot
         self._listeners: list[Any] = []  # by number
+        self._services: list[Any] = []  # of HTTP, by number
+        self._http_out: Any = None
         self._done: Any = None
         self._counts = ffi.new("uint64_t[2]")
         self.on_drained: Callable[[], object] | None = None
@@ -174,7 +176,7 @@ class Plane:
         pair = ffi.new("struct lc_pair *")
         relay = Relay(self, on_done, data)
         held = fill_pair(pair, first, limits, times)
-        with _lent(client, upstream) as fds:
+        with lent(client, upstream) as fds:
             pair.client, pair.upstream = fds
             self.submit(pair, [relay])
         del held
@@ -206,7 +208,7 @@ class Plane:
         pair.open, pair.to, pair.timeout = request, there, milliseconds(timeout)
         relay = Relay(self, on_done, data)
         held = fill_pair(pair, first, limits, times)
-        with _lent(client) as (pair.client,):
+        with lent(client) as (pair.client,):
             self.submit(pair, [relay])
         del held
         return relay
@@ -259,6 +261,47 @@ class Plane:
             self._listeners.extend([None] * (number + 1 - len(self._listeners)))
             self._listeners[number] = listener
         return number
+
+    # -- HTTP: http.py -------------------------------------------------------------------------
+
+    def http_service(self, decide: Callable[[list[Any]], object], **options: Any) -> Any:
+        """As :meth:`Reactor.http_service`, with no reactor: what waits is called by
+        :meth:`run_completions`, answers given outside of it go back at once, or, with `defer`, when
+        ``defer(fn)`` has `fn` called."""
+        from .http import HttpService
+
+        return HttpService(self, decide, **options)
+
+    def _serve_http(self, service: Any, how: Any) -> int:
+        plane = self._open()
+        with self._lock:
+            number = check(lib.lc_http_service(plane, how))
+            self._services.append(service)
+        return number
+
+    def _serve_connection(
+        self, service: int, fd: int, original: Address | None, prefix: bytes
+    ) -> None:
+        there = ffi.new("struct lc_addr *") if original is None else to_shim(original)
+        held = ffi.from_buffer("uint8_t[]", prefix)
+        check(lib.lc_http_serve(self._open(), service, fd, there, held, len(prefix)))
+
+    def _fetch_http(self, call: Any, room: int) -> bytes:
+        with self._lock:
+            if self._http_out is None:
+                self._http_out = ffi.new("uint8_t[]", room)
+            n = check(call(self._plane, self._http_out, room))
+            return bytes(ffi.buffer(self._http_out, n)[:])
+
+    def _answer_http(self, answers: bytes) -> None:
+        held = ffi.from_buffer("uint8_t[]", answers)
+        check(lib.lc_http_answer(self._open(), held, len(answers)))
+
+    def _take_http(self, id: int) -> tuple[int, bytes]:
+        room = 1 << 19
+        out, size = ffi.new("uint8_t[]", room), ffi.new("size_t *")
+        fd = check(lib.lc_http_take(self._open(), id, out, room, size), "this connection is gone")
+        return fd, ffi.buffer(out, size[0])[:]
 
     # -- completions ---------------------------------------------------------------------------
 
@@ -314,6 +357,10 @@ class Plane:
                 yield listener._closed, ()
             if drained and self.on_drained is not None:
                 yield self.on_drained, ()
+        if self._services:
+            from .http import fetch
+
+            yield from fetch(self)
 
     def _of_listener(self, done: Any) -> Relay | None:
         if done.listener < 0:

@@ -62,6 +62,8 @@ class Totals(NamedTuple):
     up: int
     down: int
     live: int
+    requests: int
+    """HTTP exchanges that have ended."""
 
 
 class Owner(Protocol):

@@ -1,0 +1,245 @@
+/* Questions and exchanges, on their way to Python. */
+#include "plane_http.h"
+
+#include <stdlib.h>
+
+/* -- questions ------------------------------------------------------------------------------- */
+
+static size_t padded(size_t n)
+{
+    return (n + 7) & ~(size_t)7;
+}
+
+/* The bytes that a question shows. */
+static const uint8_t *shown(const struct http *h, uint32_t *size)
+{
+    const struct buffer *b = h->question == LC_HTTP_RESPONSE ? h->part : h->in;
+    const struct lc_head *head = h->question == LC_HTTP_RESPONSE ? &h->reply : &h->head;
+
+    *size = 0;
+    if (b == NULL)
+        return (const uint8_t *)"";
+    *size = head->state == LC_HEAD_WHOLE ? head->size : b->size - b->at;
+    return b->bytes + b->at;
+}
+
+static size_t describe(const struct http *h, uint8_t *out, size_t room)
+{
+    const struct lc_head *head = h->question == LC_HTTP_RESPONSE ? &h->reply : &h->head;
+    const struct service *s = h->service;
+    const char *name = s->field;
+    struct lc_http_event e;
+    uint32_t size, i;
+    const uint8_t *bytes = shown(h, &size);
+    size_t spans = s->fields * sizeof(struct lc_span), whole = padded(sizeof e + spans + size);
+
+    if (whole > room)
+        return 0;
+    memset(&e, 0, sizeof e);
+    e.id = h->id;
+    e.size = (uint32_t)whole;
+    e.service = s->number;
+    e.state = h->question;
+    e.failed = h->failed;
+    e.status = h->status;
+    e.why = (uint16_t)head->why;
+    e.body = (uint8_t)head->body;
+    e.err = h->err;
+    e.engine = h->engine;
+    e.flags = head->flags;
+    e.form = (uint8_t)head->form;
+    e.length = head->length;
+    e.fields = s->fields;
+    e.head = size;
+    memcpy(e.start, head->start, sizeof e.start);
+    e.authority = head->authority;
+    e.peer = h->peer;
+    e.original = h->original;
+    memcpy(out, &e, sizeof e);
+    out += sizeof e;
+    for (i = 0; i < s->fields; i++) {
+        struct lc_span span = {0, 0};
+        size_t length = strlen(name);
+
+        if (head->state != LC_HEAD_WHOLE
+            || lc_head_find(bytes, head, name, length, &span, 1) < 1)
+            span.at = UINT32_MAX;
+        memcpy(out, &span, sizeof span);
+        out += sizeof span;
+        name += length + 1;
+    }
+    memcpy(out, bytes, size);
+    return whole;
+}
+
+/* Under the lock. */
+int lc_http_waiting(const struct lc_plane *p)
+{
+    return p->http != NULL && (p->http->told != NULL || p->http->log_size > 0);
+}
+
+int64_t lc_http_fetch(struct lc_plane *p, uint8_t *out, size_t room)
+{
+    struct http_plane *hp;
+    struct http *h;
+    size_t used = 0, n;
+
+    if (!lc_alive(p))
+        return -ESRCH;
+    pthread_mutex_lock(&p->lock);
+    hp = p->http;
+    while (hp != NULL && (h = hp->told) != NULL) {
+        if (h->id != 0) {
+            if ((n = describe(h, out + used, room - used)) == 0)
+                break;
+            used += n;
+            atomic_store(&h->told, TOLD_FETCHED);
+            hp->told = h->next;
+        } else {
+            hp->told = h->next;
+            free(h);
+        }
+    }
+    lc_hush(p);
+    pthread_mutex_unlock(&p->lock);
+    return (int64_t)used;
+}
+
+/* -- exchanges ------------------------------------------------------------------------------- */
+
+static int append(uint8_t **to, size_t *size, size_t *room, const void *bytes, size_t n)
+{
+    size_t want = *room == 0 ? 4096 : *room;
+    uint8_t *more;
+
+    while (want < *size + n)
+        want *= 2;
+    if (want > *room) {
+        if ((more = realloc(*to, want)) == NULL)
+            return -ENOMEM;
+        *to = more;
+        *room = want;
+    }
+    memcpy(*to + *size, bytes, n);
+    *size += n;
+    return 0;
+}
+
+/* One that cannot be noted for want of memory is not told of. */
+void lc_http_log(struct lc_plane *p, struct relay *r, int end)
+{
+    static const uint8_t zero[8];
+    struct http_plane *hp = p->http;
+    struct http *h = r->http;
+    struct lc_http_exchange e;
+    size_t before = hp->news_size, start = 0;
+    int err;
+
+    LC_ADD(p->requests, 1);
+    if (!h->service->exchanges)
+        return;
+    memset(&e, 0, sizeof e);
+    if (h->in != NULL && h->head.state == LC_HEAD_WHOLE)
+        start = h->head.start[2].at + h->head.start[2].size;
+    e.id = lc_id(r);
+    e.start = (uint32_t)start;
+    e.size = (uint32_t)padded(sizeof e + start);
+    e.service = h->service->number;
+    e.status = h->status;
+    e.end = (uint8_t)end;
+    e.reused = (h->is & REUSED) != 0;
+    e.up = LC_GET(r->count[0]) - h->count[0];
+    e.down = LC_GET(r->count[1]) - h->count[1];
+    e.seconds = (double)(p->now_ns - h->began) / 1e9;
+    e.peer = h->peer;
+    e.original = h->original;
+    e.upstream = h->route.to;
+    err = append(&hp->news, &hp->news_size, &hp->news_room, &e, sizeof e);
+    if (err == 0 && start > 0)
+        err = append(&hp->news, &hp->news_size, &hp->news_room, h->in->bytes + h->in->at, start);
+    if (err == 0)
+        err = append(&hp->news, &hp->news_size, &hp->news_room, zero,
+                     e.size - sizeof e - start);
+    if (err < 0)
+        hp->news_size = before;
+}
+
+int64_t lc_http_exchanges(struct lc_plane *p, uint8_t *out, size_t room)
+{
+    struct http_plane *hp;
+    struct lc_http_exchange e;
+    size_t used = 0;
+
+    if (!lc_alive(p))
+        return -ESRCH;
+    pthread_mutex_lock(&p->lock);
+    hp = p->http;
+    while (hp != NULL && used < hp->log_size) {
+        memcpy(&e, hp->log + used, sizeof e);
+        if (used + e.size > room)
+            break;
+        used += e.size;
+    }
+    if (used > 0) {
+        memcpy(out, hp->log, used);
+        hp->log_size -= used;
+        memmove(hp->log, hp->log + used, hp->log_size);
+    }
+    lc_hush(p);
+    pthread_mutex_unlock(&p->lock);
+    return (int64_t)used;
+}
+
+/* -- the thread's side ----------------------------------------------------------------------- */
+
+int lc_http_news(const struct lc_plane *p)
+{
+    return p->http != NULL && (p->http->asked != NULL || p->http->news_size > 0);
+}
+
+/* Under the lock. */
+void lc_http_tell(struct lc_plane *p)
+{
+    struct http_plane *hp = p->http;
+    struct http *h, *next;
+
+    if (hp == NULL)
+        return;
+    for (h = hp->asked; h != NULL; h = next) {
+        next = h->next;
+        if (h->id == 0) {
+            free(h);
+            continue;
+        }
+        h->next = NULL;
+        atomic_store(&h->told, TOLD_WAITING);
+        if (hp->told == NULL)
+            hp->told = h;
+        else
+            hp->told_tail->next = h;
+        hp->told_tail = h;
+    }
+    hp->asked = hp->asked_tail = NULL;
+    if (hp->news_size > 0
+        && append(&hp->log, &hp->log_size, &hp->log_room, hp->news, hp->news_size) == 0)
+        hp->news_size = 0;
+}
+
+void lc_http_drain(struct lc_plane *p)
+{
+    uint32_t i, n;
+
+    if (p->http == NULL)
+        return;
+    lc_pool_clear(p);
+    pthread_mutex_lock(&p->lock);
+    n = p->slots;
+    pthread_mutex_unlock(&p->lock);
+    for (i = 0; i < n; i++) {
+        struct relay *r = lc_slot(p, i);
+
+        if (r->state == RELAYING && r->http != NULL && r->http->up == UP_HEAD
+            && r->http->in == NULL)
+            lc_http_close(p, r);
+    }
+}

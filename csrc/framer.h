@@ -30,10 +30,10 @@ enum {
     SWITCHES = 1 << 20,         /* Upgrade names a protocol */
     SWITCHES_NOT = 1 << 21,     /* and one that nobody is let switch to */
     KNOWN_METHOD = 1 << 22,     /* in any case: whatever follows was meant as HTTP */
-    OPTION = 1 << 24            /* how many names Connection had are the bits from here on */
+    OPTION = 1 << 24            /* the bits from here on count Connection's members, empty ones too */
 };
 
-enum { OPTIONS = 32 };          /* that Connection may name */
+enum { OPTIONS = 32 };          /* that Connection may have */
 
 /* Steps of a head. */
 enum { IN_METHOD, IN_TARGET, IN_VERSION, IN_FIELDS, IN_END };
@@ -121,6 +121,12 @@ static inline struct lc_span lc_value(const uint8_t *head, uint32_t at, size_t n
     while (to > from && (head[to - 1] == ' ' || head[to - 1] == '\t'))
         to--;
     return (struct lc_span){from, to - from};
+}
+
+/* Answers behind which there is no HTTP. `about`: flags of the request. */
+static inline int lc_tunnel(int code, unsigned about)
+{
+    return code == 101 || (about & LC_HEAD_CONNECT && code / 100 == 2);
 }
 
 /* Answers without a body, whatever their fields say. */

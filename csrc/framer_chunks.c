@@ -18,11 +18,11 @@ static int hex(uint8_t c)
 /* A digit of the size. Of several leading zeros one is kept: some senders pad. */
 static int digit(struct lc_chunks *c, uint8_t byte, uint8_t *out, size_t *kept)
 {
-    if (++c->line > DIGITS || c->left >> 59)
+    if (++c->line > DIGITS || c->size >> 59)
         return refuse(c, LC_BAD_CHUNK_SIZE);
-    if (c->line == 1 || c->left > 0 || byte != '0')
+    if (c->line == 1 || c->size > 0 || byte != '0')
         out[(*kept)++] = byte;
-    c->left = c->left << 4 | (uint64_t)hex(byte);
+    c->size = c->size << 4 | (uint64_t)hex(byte);
     return LC_HEAD_MORE;
 }
 
@@ -47,6 +47,8 @@ static int step(struct lc_chunks *c, uint8_t byte, uint8_t *out, size_t *kept)
         if (byte != '\n')
             return refuse(c, LC_BAD_CHUNK_LINE);
         c->line = 0;
+        c->left = c->size;
+        c->size = 0;
         c->step = c->left > 0 ? DATA : TRAILERS;
         break;
     case DATA_CR:

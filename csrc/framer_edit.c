@@ -46,11 +46,13 @@ static int start_line(const struct lc_head *h, const struct lc_edit *edit, struc
     memset(out, 0, sizeof *out);
     if (edit->start_size > unlimited.line
         || lc_http_head(framer, edit->start, edit->start_size, &unlimited, 0, out) != LC_HEAD_MORE
-        || out->step != IN_FIELDS || out->size != edit->start_size || out->start[0].at > 0)
+        || out->step != IN_FIELDS || out->size != edit->start_size
+        || lc_first_field(out) != out->size || out->start[0].at > 0)
         return -EINVAL;
+    if (h->code > 0 && (lc_bodiless(h->code) || lc_bodiless(out->code)))
+        return out->code == h->code ? 0 : -EINVAL;
     if (h->code > 0)
-        return out->code == h->code
-            || (!lc_bodiless(h->code) && !lc_bodiless(out->code)) ? 0 : -EINVAL;
+        return lc_tunnel(h->code, h->flags) == lc_tunnel(out->code, h->flags) ? 0 : -EINVAL;
     return ((out->flags ^ h->flags) & same) == 0 ? 0 : -EINVAL;
 }
 
@@ -59,7 +61,14 @@ static int dropped(const struct lc_edit *edit, const uint8_t *name, size_t size)
     return edit->drop_size > 0 && lc_list_has(edit->drop, edit->drop_size, name, size);
 }
 
-static int appended(const struct lc_head *h, const struct lc_edit *edit)
+static int host_dropped(const struct lc_edit *edit)
+{
+    return dropped(edit, (const uint8_t *)"host", 4);
+}
+
+/* `start`: the start line in the place of h's, or h. */
+static int appended(const struct lc_head *h, const struct lc_head *start,
+                    const struct lc_edit *edit)
 {
     struct lc_head a = {.step = IN_FIELDS, .code = h->code};
     int hosts;
@@ -73,24 +82,31 @@ static int appended(const struct lc_head *h, const struct lc_edit *edit)
     if (h->code > 0)
         return 0;
     hosts = (a.marks & MARK(FIELD_HOST)) != 0;
-    if (h->marks & MARK(FIELD_HOST) && !dropped(edit, (const uint8_t *)"host", 4))
+    if ((h->marks & MARK(FIELD_HOST) || h->authority.size + start->authority.size > 0)
+        && !host_dropped(edit))
         hosts++;
     return hosts > 1 || (hosts == 0 && h->minor > 0) ? -EINVAL : 0;
+}
+
+/* Judges what is added; *start: the start line in the place of h's, if there is one. */
+static int check(const struct lc_head *h, const struct lc_edit *edit, struct lc_head *start)
+{
+    if (h->state != LC_HEAD_WHOLE || (edit->start != NULL && start_line(h, edit, start) < 0))
+        return -EINVAL;
+    return appended(h, edit->start != NULL ? start : h, edit);
 }
 
 int lc_edit_check(const struct lc_head *h, const struct lc_edit *edit)
 {
     struct lc_head start;
 
-    if (h->state != LC_HEAD_WHOLE
-        || (edit->start != NULL && start_line(h, edit, &start) < 0))
-        return -EINVAL;
-    return appended(h, edit);
+    return check(h, edit, &start);
 }
 
 size_t lc_edit_room(const struct lc_head *h, const struct lc_edit *edit)
 {
-    return (size_t)h->size + h->fields + edit->start_size + edit->append_size + 192;
+    return (size_t)h->size + h->authority.size + h->fields + edit->start_size + edit->append_size
+        + 192;
 }
 
 /* What Connection named. */
@@ -126,7 +142,7 @@ static int is_named(const uint8_t *head, const struct options *named, const uint
 }
 
 /* Whether a field goes on to the next hop. */
-static int goes_on(const struct lc_head *h, const struct lc_edit *edit, int known)
+static int goes_on(const struct lc_head *h, const struct lc_edit *edit, int known, int has_host)
 {
     switch (known) {
     case FIELD_UPGRADE:
@@ -136,17 +152,20 @@ static int goes_on(const struct lc_head *h, const struct lc_edit *edit, int know
     case FIELD_AUTHENTICATE:
     case FIELD_AUTHORIZATION:
         return (edit->what & LC_EDIT_PROXY) != 0;
+    case FIELD_HOST:
+        return !has_host;
     default:
         return !(OURS & MARK(known));
     }
 }
 
 static uint8_t *put_fields(uint8_t *out, const uint8_t *head, const struct lc_head *h,
-                           const struct lc_edit *edit)
+                           const struct lc_edit *edit, int has_host)
 {
-    struct options named = {0};
+    struct options named;
     uint32_t at = lc_first_field(h);
 
+    named.n = 0;
     if (h->marks & SAID_MORE)
         collect(head, h, &named);
     while (at + 2 < h->size) {
@@ -155,7 +174,7 @@ static uint8_t *put_fields(uint8_t *out, const uint8_t *head, const struct lc_he
         size_t size = (size_t)((const uint8_t *)memchr(name, ':', line) - name);
         int known = lc_field_known(name, size);
 
-        if (goes_on(h, edit, known) && !dropped(edit, name, size)
+        if (goes_on(h, edit, known, has_host) && !dropped(edit, name, size)
             && (known != FIELD_ANY || !is_named(head, &named, name, size))) {
             out = put(out, name, size);
             out = PUT(": ");
@@ -205,23 +224,30 @@ static uint8_t *put_connection(uint8_t *out, const struct lc_head *h, const stru
     return PUT("\r\n");
 }
 
+/* A target's authority is what Host says, whatever it said (RFC 9112, 3.2.2). */
+static uint8_t *put_host(uint8_t *out, const uint8_t *bytes, const struct lc_head *h)
+{
+    out = PUT("Host: ");
+    out = put_span(out, bytes, h->authority);
+    return PUT("\r\n");
+}
+
 int lc_head_edit(const uint8_t *head, const struct lc_head *h, const struct lc_edit *edit,
                  uint8_t *out, size_t room)
 {
     const uint8_t *begin = out, *from = head;
     struct lc_head start;
     const struct lc_head *s = h;
+    int has_host;
 
-    if (h->state != LC_HEAD_WHOLE || appended(h, edit) < 0)
+    if (check(h, edit, &start) < 0)
         return -EINVAL;
+    if (room < lc_edit_room(h, edit))
+        return -ENOBUFS;
     if (edit->start != NULL) {
-        if (start_line(h, edit, &start) < 0)
-            return -EINVAL;
         s = &start;
         from = edit->start;
     }
-    if (room < lc_edit_room(h, edit))
-        return -ENOBUFS;
     if (h->code > 0) {
         out = PUT("HTTP/1.1 ");
         out = put_span(out, from, s->start[1]);
@@ -234,7 +260,10 @@ int lc_head_edit(const uint8_t *head, const struct lc_head *h, const struct lc_e
         out = h->minor > 0 ? PUT(" HTTP/1.1") : PUT(" HTTP/1.0");
     }
     out = PUT("\r\n");
-    out = put_fields(out, head, h, edit);
+    has_host = s->authority.size + h->authority.size > 0 && !host_dropped(edit);
+    if (has_host)
+        out = s->authority.size > 0 ? put_host(out, from, s) : put_host(out, head, h);
+    out = put_fields(out, head, h, edit, has_host);
     out = put_framing(out, h);
     out = put(out, edit->append, edit->append_size);
     out = put_connection(out, h, edit);

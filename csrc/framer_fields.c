@@ -143,6 +143,8 @@ static int judge_connection(struct lc_head *h, const uint8_t *value, size_t size
     while (lc_list_next(value, &at, size, &member)) {
         const uint8_t *name = value + member.at;
 
+        if ((h->marks += OPTION) / OPTION > OPTIONS)
+            return LC_BAD_CONNECTION;
         if (member.size == 0)
             continue;
         if (!is_token(name, member.size))
@@ -155,8 +157,6 @@ static int judge_connection(struct lc_head *h, const uint8_t *value, size_t size
             h->marks |= SAID_UPGRADE;
         else if (lc_field_known(name, member.size) == FIELD_ANY)
             h->marks |= SAID_MORE;
-        if ((h->marks += OPTION) / OPTION > OPTIONS)
-            return LC_BAD_CONNECTION;
     }
     return 0;
 }

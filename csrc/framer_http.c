@@ -271,7 +271,7 @@ static int whole_response(struct lc_head *h, unsigned about)
 {
     int coding = (h->marks & MARK(FIELD_CODING)) != 0;
     int length = (h->marks & MARK(FIELD_LENGTH)) != 0;
-    int tunnel = h->code == 101 || (about & LC_HEAD_CONNECT && h->code / 100 == 2);
+    int tunnel = lc_tunnel(h->code, about);
 
     if (coding && (h->minor == 0 || about & LC_HEAD_OLD))
         return LC_BAD_CODING_OLD;
@@ -288,9 +288,7 @@ static int whole_response(struct lc_head *h, unsigned about)
         h->body = coding ? LC_BODY_CHUNKED : length ? LC_BODY_LENGTH : LC_BODY_CLOSE;
     if (keeps(h) && !tunnel && h->body != LC_BODY_CLOSE)
         h->flags |= LC_HEAD_KEEP;
-    h->flags |= about & LC_HEAD_IS_HEAD;
-    if (tunnel)
-        h->flags |= about & LC_HEAD_CONNECT;
+    h->flags |= about & (LC_HEAD_IS_HEAD | LC_HEAD_CONNECT);
     return 0;
 }
 
@@ -327,7 +325,7 @@ int lc_http_head(int framer, const uint8_t *bytes, size_t size, const struct lc_
     int request = framer == LC_FRAMER_HTTP_REQUEST;
 
     judge(request, bytes, size, limits, about, h);
-    if (h->state == LC_HEAD_REFUSED && !request)
+    if (h->status > 0 && !request)
         h->status = 502;
     return h->state;
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lusca_comm.firewall import Exempt, Plan, Skip
+from lusca_comm.firewall import Exempt, Only, Plan, Skip
 
 SKIPS = (
     Skip(source="192.0.2.0/25"),
@@ -56,6 +56,25 @@ PLANS: dict[str, Plan] = {
     ),
     "tproxy-skip-v6-only": Plan(families=("ipv6",), bypass=SKIPS),
     "redirect-skip": Plan(mode="redirect", bypass=SKIPS, own=True, exempt=Exempt(mark=0x539)),
+    "tproxy-refuse": Plan(
+        ports=((1, 65535),),
+        interfaces=("lan0",),
+        bypass=("10.0.0.0/8", *SKIPS),
+        bypass_ports=(22,),
+        rest="refuse",
+    ),
+    "tproxy-refuse-own": Plan(
+        own=True,
+        forwarded=False,
+        families=("ipv6",),
+        exempt=Exempt(gids=(7,)),
+        only=Only(mark=9, uids=(13, 14), cgroups=(17,)),
+        bypass=(Skip(destination="2001:db8:2::53", ports=(53,)),),
+        rest="refuse",
+    ),
+    "redirect-refuse-own": Plan(
+        mode="redirect", own=True, only=Only(gids=(13,), cgroups=(17,)), rest="refuse"
+    ),
     "redirect": Plan(mode="redirect"),
     "redirect-v6-only": Plan(mode="redirect", families=("ipv6",), bypass=("2001:db8::1",)),
     "redirect-range": Plan(mode="redirect", ports=((8000, 8010),), interfaces=("lan0",)),

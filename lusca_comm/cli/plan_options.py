@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lusca_comm.errors import CommError
-from lusca_comm.firewall import Exempt, Plan, Skip
+from lusca_comm.firewall import Exempt, Only, Plan, Skip
 
 __all__ = ["add_plan_options", "plan_of"]
 
@@ -83,17 +83,22 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="not what this machine forwards",
     )
     what.add_argument("--own", action="store_true", help="what this machine sends itself, too")
+    for word, does in (("exempt", "left alone"), ("only", "intercepted, and no other")):
+        for kind, parse, name, whose in (
+            ("mark", number, "MARK", "by SO_MARK"),
+            ("uid", user, "USER", "a user's"),
+            ("gid", group, "GROUP", "a group's"),
+            ("cgroup", str, "PATH", "a control group's"),
+        ):
+            option, text = f"--{word}-{kind}", f"own traffic {does}: {whose}"
+            what.add_argument(option, type=parse, metavar=name, help=text)
     what.add_argument(
-        "--exempt-mark", type=number, metavar="MARK", help="own traffic left alone: by SO_MARK"
-    )
-    what.add_argument(
-        "--exempt-uid", type=user, metavar="USER", help="own traffic left alone: a user's"
-    )
-    what.add_argument(
-        "--exempt-gid", type=group, metavar="GROUP", help="own traffic left alone: a group's"
-    )
-    what.add_argument(
-        "--exempt-cgroup", metavar="PATH", help="own traffic left alone: a control group's"
+        "--refuse-rest",
+        dest="rest",
+        action="store_const",
+        const="refuse",
+        default=PLAIN.rest,
+        help="what is neither intercepted nor left alone does not pass",
     )
     proxy = parser.add_argument_group("the proxy")
     proxy.add_argument(
@@ -140,27 +145,28 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
 def plan_of(options: argparse.Namespace) -> Plan:
     """The plan that the options describe. Raises CommError (EINVAL) where they contradict."""
     mark, mask = options.mark
-    exempt = Exempt(
-        mark=options.exempt_mark,
-        uids=() if options.exempt_uid is None else (options.exempt_uid,),
-        cgroups=() if options.exempt_cgroup is None else (options.exempt_cgroup,),
-        gids=() if options.exempt_gid is None else (options.exempt_gid,),
-    )
     protocols = ("tcp",) * options.tcp + ("udp",) * (options.udp is not None)
     same = (
-        "mode port ports bypass_ports families interfaces forwarded own listen4 listen6 "
+        "mode port ports bypass_ports families interfaces forwarded own rest listen4 listen6 "
         "spoof same_port origin_interfaces zone table name"
     )
     fields = {name: getattr(options, name) for name in same.split()}
     return Plan(
         mark=mark,
         mask=mask,
-        exempt=exempt,
+        exempt=Exempt(**owners("exempt", options)),
+        only=Only(**owners("only", options)),
         protocols=protocols,
         udp_ports=options.udp or None,
         bypass=(*options.bypass, *options.skip),
         **fields,
     )
+
+
+def owners(word: str, options: argparse.Namespace) -> dict[str, Any]:
+    given = {kind: getattr(options, f"{word}_{kind}") for kind in ("uid", "gid", "cgroup")}
+    lists = {f"{kind}s": () if one is None else (one,) for kind, one in given.items()}
+    return {"mark": getattr(options, f"{word}_mark"), **lists}
 
 
 def number(text: str) -> int:

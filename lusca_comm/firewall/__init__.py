@@ -10,12 +10,13 @@
 
 from .apply import Applied, apply, remove
 from .nftables import oldest_kernel, render
-from .plan import Exempt, Plan, Skip
+from .plan import Exempt, Only, Plan, Skip
 from .routing import render_commands
 
 __all__ = [
     "Applied",
     "Exempt",
+    "Only",
     "Plan",
     "Skip",
     "apply",

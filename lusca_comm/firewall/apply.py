@@ -27,7 +27,7 @@ __all__ = ["Applied", "apply", "remove"]
 
 _BUILT_IN: Final = ("bitwise", "cmp", "immediate", "lookup", "meta", "payload")
 """Kinds of expressions that come with nf_tables itself."""
-_MODULES: Final = {"fib": "nft_fib_inet"}
+_MODULES: Final = {"fib": "nft_fib_inet", "reject": "nft_reject_inet"}
 """Of the other kinds, where it is not nft_KIND."""
 _NO_RIGHTS: Final = (
     "changing the firewall needs CAP_NET_ADMIN in the user namespace that owns this network "
@@ -280,6 +280,6 @@ def _cgroup(path: str) -> int:
             return directory.stat().st_ino
     raise CommError(
         errno.ENOENT,
-        f"exempt.cgroups: {path!r} is in no mounted cgroup2 hierarchy (looked for "
+        f"cgroups: {path!r} is in no mounted cgroup2 hierarchy (looked for "
         f"{', '.join(map(str, found)) or 'one: mount -t cgroup2 none /sys/fs/cgroup'})",
     )

@@ -51,11 +51,11 @@ def choice(field: str, value: Any, allowed: Sequence[str]) -> None:
         raise bad(f"{field}: one of {', '.join(allowed)}, not {value!r}")
 
 
-def path(group: str) -> None:
+def path(field: str, group: str) -> None:
     # The quoted string of nftables has no escapes; the kernel's levels are single path parts.
     parts = group.split("/")
     if not re.fullmatch(r'[^"\x00-\x1f\x7f]+', group) or not all(parts) or {".", ".."} & {*parts}:
-        raise bad(f"exempt.cgroups: a path such as 'system.slice/proxy.service', not {group!r}")
+        raise bad(f"{field}: a path such as 'system.slice/proxy.service', not {group!r}")
 
 
 def table_name(name: Any) -> None:

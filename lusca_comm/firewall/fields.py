@@ -77,7 +77,7 @@ _DIRECTION: Final = Field(
     1,
     27,
     (3, 13),
-    _word({"original": 0}, "big"),
+    _word({"original": 0, "reply": 1}, "big"),
 )
 _TYPE: Final = {
     which: Field(
@@ -172,6 +172,10 @@ def cgroup_path(path: str, identity: int) -> Match:
 def original_direction() -> Match:
     """The packet goes the way of its connection's first one."""
     return _same(_DIRECTION, [b"\0"])
+
+
+def reply_direction() -> Match:
+    return _same(_DIRECTION, [b"\1"])
 
 
 def address_type(which: Literal["saddr", "daddr"], types: Iterable[str]) -> Match:

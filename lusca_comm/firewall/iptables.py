@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .plan import Family, Plan, PortRange
-from .skip import Skip
+from . import checks
+from .plan import Family, Owners, Plan, PortRange
+from .skip import PROTOCOLS, Protocol, Skip
 from .statements import Version
 
 __all__ = ["oldest_kernel", "render"]
@@ -24,13 +25,13 @@ _MULTIPORT = 15
 
 def render(plan: Plan, family: Family, remove: bool = False) -> str:
     """What ``iptables-restore --noflush`` (``ip6tables-restore`` for "ipv6") takes to apply the
-    plan, or with ``remove`` to take it away again; "" if the plan leaves the family out."""
-    if family not in plan.families:
-        return ""
+    plan, or with ``remove`` to take it away again; "" if the plan leaves the family alone."""
+    there = family in plan.families
     tables = {
-        "raw": _raw(plan) if plan.same_port else {},
-        "mangle": _mangle(plan, family) if plan.routed else {},
-        "nat": _nat(plan, family) if plan.mode == "redirect" else {},
+        "raw": _raw(plan) if there and plan.same_port else {},
+        "mangle": _mangle(plan, family) if there and plan.routed else {},
+        "nat": _nat(plan, family) if there and plan.mode == "redirect" else {},
+        "filter": _filter(plan, family) if plan.rest == "refuse" else {},
     }
     text = ""
     for table, chains in tables.items():
@@ -45,7 +46,7 @@ def render(plan: Plan, family: Family, remove: bool = False) -> str:
 def oldest_kernel(plan: Plan) -> tuple[Version, str]:
     """The oldest Linux that has every match and target of this plan, and the one that needs it."""
     six = "ipv6" in plan.families
-    groups = plan.exempt.cgroups if plan.own else ()
+    groups = (*plan.exempt.cgroups, *plan.only.cgroups) if plan.own else ()
     needs: dict[str, tuple[Version, bool]] = {
         "the addrtype match": ((2, 6, 25), True),
         "the addrtype match for IPv6": ((2, 6, 39), six),
@@ -59,7 +60,7 @@ def oldest_kernel(plan: Plan) -> tuple[Version, str]:
 
 
 Chains = dict[str, list[str]]
-_HOOKS = {"in": "PREROUTING", "out": "OUTPUT"}
+_HOOKS = {"in": "PREROUTING", "forward": "FORWARD", "out": "OUTPUT"}
 
 
 def _apply(name: str, chains: Chains) -> Iterator[str]:
@@ -122,7 +123,8 @@ def _mangle(plan: Plan, family: Family) -> Chains:
             *_spared(plan, family, own=True),
             "# own traffic: back in through lo",
             *(
-                f"{match} -m conntrack --ctdir ORIGINAL -j MARK --set-xmark {mark}"
+                f"{owner}{match} -m conntrack --ctdir ORIGINAL -j MARK --set-xmark {mark}"
+                for owner in _owners(plan.only) or [""]
                 for match in _wanted(plan)
             ),
         ]
@@ -139,8 +141,30 @@ def _nat(plan: Plan, family: Family) -> Chains:
         rules = [f"{where}{match} {target}" for where in _where(plan) for match in _wanted(plan)]
         chains["in"] = [*_spared(plan, family), "# forwarded traffic", *rules]
     if plan.own:
-        rules = [f"{match} {target}" for match in _wanted(plan)]
+        owners = _owners(plan.only) or [""]
+        rules = [f"{owner}{match} {target}" for owner in owners for match in _wanted(plan)]
         chains["out"] = [*_exempt(plan), *_spared(plan, family, own=True), "# own traffic", *rules]
+    return chains
+
+
+def _filter(plan: Plan, family: Family) -> Chains:
+    chains: Chains = {}
+    answers = ["# answers", "-m conntrack --ctdir REPLY -j RETURN"]
+    passed = list(_bypassed(plan, family, PROTOCOLS, own=False))
+    if ports := checks.ranges("bypass_ports", plan.bypass_ports):
+        matches = [match for one in PROTOCOLS for match in _ports(one, "dport", ports)]
+        passed += ["# bypassed ports", *(f"{match} -j RETURN" for match in matches)]
+    refused = "# neither intercepted nor bypassed"
+    if plan.forwarded:
+        rules = [f"{where}-j REJECT" for where in _where(plan)]
+        chains["forward"] = [*answers, *passed, refused, *rules]
+    if plan.own:
+        mark = f"{plan.mark:#x}/{plan.bits:#x}"
+        mine = ["# on its way back in through lo", f"-m mark --mark {mark} -j RETURN"]
+        local = ["# stays on this machine", "-m addrtype --dst-type LOCAL -j RETURN"]
+        rules = [f"{owner}-j REJECT" for owner in _owners(plan.only)]
+        spared = [*answers, *_exempt(plan), *mine * plan.routed, *local]
+        chains["out"] = [*spared, *passed, refused, *rules]
     return chains
 
 
@@ -158,6 +182,12 @@ def _spared(plan: Plan, family: Family, own: bool = False) -> Iterator[str]:
     types = ("LOCAL,BROADCAST,ANYCAST,MULTICAST",)
     for word in types if family == "ipv4" else ("LOCAL", "ANYCAST", "MULTICAST"):
         yield f"-m addrtype --dst-type {word} -j RETURN"
+    yield from _bypassed(plan, family, plan.protocols, own)
+
+
+def _bypassed(
+    plan: Plan, family: Family, protocols: Sequence[Protocol], own: bool
+) -> Iterator[str]:
     if networks := plan.networks(family):
         yield "# bypassed networks"
         yield from (f"-d {network} -j RETURN" for network in networks)
@@ -165,12 +195,12 @@ def _spared(plan: Plan, family: Family, own: bool = False) -> Iterator[str]:
         f"{match}-j RETURN"
         for skip in plan.skips
         if skip.version is None or f"ipv{skip.version}" == family
-        for match in (() if own and skip.interface else _skipped(plan, skip))
+        for match in (() if own and skip.interface else _skipped(skip, protocols))
     ]
     yield from ("# bypassed", *skipped) if skipped else ()
 
 
-def _skipped(plan: Plan, skip: Skip) -> Iterator[str]:
+def _skipped(skip: Skip, protocols: Sequence[Protocol]) -> Iterator[str]:
     source, destination = skip.networks
     words = {
         "-i": skip.interface,
@@ -179,7 +209,7 @@ def _skipped(plan: Plan, skip: Skip) -> Iterator[str]:
         "-m mark --mark": None if skip.mark is None else f"{skip.mark:#x}/{skip.bits:#x}",
     }
     matches = "".join(f"{word} {value} " for word, value in words.items() if value is not None)
-    for protocol, ports in skip.transport(plan.protocols):
+    for protocol, ports in skip.transport(protocols):
         if ports and protocol:
             yield from (f"{matches}{match} " for match in _ports(protocol, "dport", ports))
         else:
@@ -187,14 +217,20 @@ def _skipped(plan: Plan, skip: Skip) -> Iterator[str]:
 
 
 def _exempt(plan: Plan) -> Iterator[str]:
-    yield "# the proxy's own connections"
-    if plan.exempt.mark is not None:
-        yield f"-m mark --mark {plan.exempt.mark:#x} -j RETURN"
-    yield from (f"-m owner --uid-owner {uid} -j RETURN" for uid in plan.exempt.uids)
-    yield from (f"-m owner --gid-owner {gid} -j RETURN" for gid in plan.exempt.gids)
-    for group in plan.exempt.cgroups:
+    if owners := _owners(plan.exempt):
+        yield "# the proxy's own connections"
+        yield from (f"{owner}-j RETURN" for owner in owners)
+
+
+def _owners(owners: Owners) -> list[str]:
+    """A match for each; any one of them counts."""
+    found = [] if owners.mark is None else [f"-m mark --mark {owners.mark:#x} "]
+    found += [f"-m owner --uid-owner {uid} " for uid in owners.uids]
+    found += [f"-m owner --gid-owner {gid} " for gid in owners.gids]
+    for group in owners.cgroups:
         which = f'--path "{group}"' if isinstance(group, str) else f"--cgroup {group}"
-        yield f"-m cgroup {which} -j RETURN"
+        found.append(f"-m cgroup {which} ")
+    return found
 
 
 def _ports(protocol: str, which: str, ranges: Sequence[PortRange]) -> list[str]:

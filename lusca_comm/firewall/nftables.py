@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from . import fields
-from .plan import FAMILIES, Plan
-from .skip import Skip
+from . import checks, fields
+from .plan import FAMILIES, Owners, Plan
+from .skip import PROTOCOLS, Protocol, Skip
 from .statements import (
     MarkMatch,
     Match,
     Redirect,
+    Reject,
     SetMark,
     SetZone,
     Statement,
@@ -100,6 +101,10 @@ def oldest_kernel(plan: Plan) -> tuple[Version, str]:
 
 def table(plan: Plan, cgroup: Callable[[str], int] = lambda _: 0) -> Table:
     """The table. ``cgroup`` gives the kernel's number for a path; the text doesn't need it."""
+    return Table(plan.name, (*_intercepting(plan, cgroup), *_refusing(plan, cgroup)))
+
+
+def _intercepting(plan: Plan, cgroup: Callable[[str], int]) -> list[Chain]:
     mangle = Hook("filter", "prerouting", "mangle")
     chains: list[Chain] = []
     if plan.same_port:
@@ -112,10 +117,10 @@ def table(plan: Plan, cgroup: Callable[[str], int] = lambda _: 0) -> Table:
                 *_one_family(plan),
                 *_exempt(plan, cgroup),
                 *_spared(plan, own=True),
-                *_mark_own(plan),
+                *_mark_own(plan, cgroup),
             )
             chains.append(Chain("output", Hook("route", "output", "mangle"), rules))
-        return Table(plan.name, tuple(chains))
+        return chains
     if plan.spoof:
         chains.append(Chain("divert", mangle, tuple(_divert(plan))))
     if plan.forwarded:
@@ -123,10 +128,14 @@ def table(plan: Plan, cgroup: Callable[[str], int] = lambda _: 0) -> Table:
         rules = (*_one_family(plan), *_spared(plan), *caught)
         chains.append(Chain("prerouting", Hook("nat", "prerouting", "dstnat"), rules))
     if plan.own:
-        caught = _redirect(plan, "own traffic")
+        caught = (
+            rule
+            for owner in _owners(plan.only, cgroup) or [()]
+            for rule in _redirect(plan, "own traffic", owner)
+        )
         rules = (*_one_family(plan), *_exempt(plan, cgroup), *_spared(plan, own=True), *caught)
         chains.append(Chain("output", Hook("nat", "output", "-100"), rules))
-    return Table(plan.name, tuple(chains))
+    return chains
 
 
 def _one_family(plan: Plan) -> Iterator[Rule]:
@@ -148,16 +157,20 @@ def _divert(plan: Plan) -> Iterator[Rule]:
 def _spared(plan: Plan, own: bool = False) -> Iterator[Rule]:
     types = ("local", "broadcast", "anycast", "multicast")
     yield Rule((fields.address_type("daddr", types), RETURN), "this machine's own addresses")
+    yield from _bypassed(plan, plan.protocols, own)
+
+
+def _bypassed(plan: Plan, protocols: Sequence[Protocol], own: bool) -> Iterator[Rule]:
     for family in plan.families:
         if networks := plan.networks(family):
             yield Rule((fields.addresses("daddr", networks), RETURN), "bypassed networks")
     for skip in plan.skips:
         if skip.version is None or f"ipv{skip.version}" in plan.families:
-            for matches in () if own and skip.interface else _skipped(plan, skip):
+            for matches in () if own and skip.interface else _skipped(skip, protocols):
                 yield Rule((*matches, RETURN), "bypassed")
 
 
-def _skipped(plan: Plan, skip: Skip) -> Iterator[tuple[Statement, ...]]:
+def _skipped(skip: Skip, protocols: Sequence[Protocol]) -> Iterator[tuple[Statement, ...]]:
     matches: list[Statement] = []
     if skip.interface is not None:
         matches.append(fields.iifname([skip.interface]))
@@ -168,7 +181,7 @@ def _skipped(plan: Plan, skip: Skip) -> Iterator[tuple[Statement, ...]]:
         matches.append(fields.addresses("saddr", [source]))
     if destination is not None:
         matches.append(fields.addresses("daddr", [destination], known=source is not None))
-    for protocol, ports in skip.transport(plan.protocols):
+    for protocol, ports in skip.transport(protocols):
         if ports and protocol:
             yield *matches, fields.destination_port(protocol, ports)
         elif protocol:
@@ -178,18 +191,25 @@ def _skipped(plan: Plan, skip: Skip) -> Iterator[tuple[Statement, ...]]:
 
 
 def _exempt(plan: Plan, cgroup: Callable[[str], int]) -> Iterator[Rule]:
-    why = "the proxy's own connections"
-    if plan.exempt.mark is not None:
-        yield Rule((MarkMatch(plan.exempt.mark), RETURN), why)
-    if plan.exempt.uids:
-        yield Rule((fields.skuid(plan.exempt.uids), RETURN), why)
-    if plan.exempt.gids:
-        yield Rule((fields.skgid(plan.exempt.gids), RETURN), why)
-    for group in plan.exempt.cgroups:
+    for owner in _owners(plan.exempt, cgroup):
+        yield Rule((*owner, RETURN), "the proxy's own connections")
+
+
+def _owners(owners: Owners, cgroup: Callable[[str], int]) -> list[tuple[Statement, ...]]:
+    """A match for each kind; any one of them counts."""
+    found: list[tuple[Statement, ...]] = []
+    if owners.mark is not None:
+        found.append((MarkMatch(owners.mark),))
+    if owners.uids:
+        found.append((fields.skuid(owners.uids),))
+    if owners.gids:
+        found.append((fields.skgid(owners.gids),))
+    for group in owners.cgroups:
         if isinstance(group, str):
-            yield Rule((fields.cgroup_path(group, cgroup(group)), RETURN), why)
+            found.append((fields.cgroup_path(group, cgroup(group)),))
         else:
-            yield Rule((fields.classid(group), RETURN), why)
+            found.append((fields.classid(group),))
+    return found
 
 
 def _tproxy(plan: Plan) -> Iterator[Rule]:
@@ -218,15 +238,17 @@ def _handed(plan: Plan) -> Iterator[tuple[Statement, ...]]:
             yield fields.nfproto(family), ports, Tproxy(plan.port, int(family[-1]), address)
 
 
-def _mark_own(plan: Plan) -> Iterator[Rule]:
-    for protocol in plan.protocols:
-        ports = fields.destination_port(protocol, plan.port_ranges(protocol))
-        mark = SetMark(plan.mark, plan.bits)
-        # Without the direction, a server's answers to a client port in `ports` would match.
-        yield Rule((fields.original_direction(), ports, mark), "own traffic: back in through lo")
+def _mark_own(plan: Plan, cgroup: Callable[[str], int]) -> Iterator[Rule]:
+    why = "own traffic: back in through lo"
+    mark = SetMark(plan.mark, plan.bits)
+    for owner in _owners(plan.only, cgroup) or [()]:
+        for protocol in plan.protocols:
+            ports = fields.destination_port(protocol, plan.port_ranges(protocol))
+            # Without the direction, a server's answers to a client port in `ports` would match.
+            yield Rule((*owner, fields.original_direction(), ports, mark), why)
 
 
-def _redirect(plan: Plan, why: str, where: tuple[Match, ...] = ()) -> Iterator[Rule]:
+def _redirect(plan: Plan, why: str, where: tuple[Statement, ...] = ()) -> Iterator[Rule]:
     for protocol in plan.protocols:
         ports = fields.destination_port(protocol, plan.port_ranges(protocol))
         yield Rule((*where, ports, Redirect(plan.port)), why)
@@ -234,6 +256,35 @@ def _redirect(plan: Plan, why: str, where: tuple[Match, ...] = ()) -> Iterator[R
 
 def _where(interfaces: Sequence[str]) -> tuple[Match, ...]:
     return (fields.iifname(interfaces),) if interfaces else ()
+
+
+def _refusing(plan: Plan, cgroup: Callable[[str], int]) -> Iterator[Chain]:
+    """What is intercepted never gets to the forward hook; on the output hook it has the mark, or
+    a local address since the NAT."""
+    if plan.rest == "pass":
+        return
+    # Not the other way round: what conntrack does not know has no direction, and is refused.
+    answers = Rule((fields.reply_direction(), RETURN), "answers")
+    why = "neither intercepted nor bypassed"
+    if plan.forwarded:
+        refuse = Rule((*_where(plan.interfaces), Reject()), why)
+        rules = (answers, *_let_pass(plan, own=False), refuse)
+        yield Chain("refuse_forwarded", Hook("filter", "forward", "filter"), rules)
+    if plan.own:
+        mine = Rule((MarkMatch(plan.mark, plan.bits), RETURN), "on its way back in through lo")
+        local = Rule((fields.address_type("daddr", ["local"]), RETURN), "stays on this machine")
+        refused = [Rule((*owner, Reject()), why) for owner in _owners(plan.only, cgroup)]
+        spared = (answers, *_exempt(plan, cgroup), *(mine,) * plan.routed, local)
+        rules = (*spared, *_let_pass(plan, own=True), *refused)
+        yield Chain("refuse_own", Hook("filter", "output", "filter"), rules)
+
+
+def _let_pass(plan: Plan, own: bool) -> Iterator[Rule]:
+    """All that is bypassed, of any protocol."""
+    yield from _bypassed(plan, PROTOCOLS, own)
+    if ports := checks.ranges("bypass_ports", plan.bypass_ports):
+        for protocol in PROTOCOLS:
+            yield Rule((fields.destination_port(protocol, ports), RETURN), "bypassed ports")
 
 
 def _zones(plan: Plan) -> Iterator[Chain]:

@@ -16,7 +16,7 @@ from . import checks
 from .checks import WHOLE_MARK, Network, PortRange
 from .skip import PROTOCOLS, Protocol, Skip
 
-__all__ = ["Exempt", "Family", "Network", "Plan", "PortRange", "Protocol", "Skip"]
+__all__ = ["Exempt", "Family", "Network", "Only", "Plan", "PortRange", "Protocol", "Skip"]
 
 Family: TypeAlias = Literal["ipv4", "ipv6"]
 
@@ -26,10 +26,10 @@ EPHEMERAL: Final = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Exempt:
-    """Which of the machine's own traffic is left alone: the proxy's, so that it can't meet itself.
+class Owners:
+    """Some of the machine's own traffic, by its sockets: those that any one of these matches.
 
-    Any one match exempts. ``mark``: the SO_MARK of the proxy's outbound sockets, compared whole.
+    ``mark``: the SO_MARK of a socket, compared whole.
     ``uids``, ``gids``: users and groups that made a socket, numbered as in the user namespace that
     owns the network namespace.
     ``cgroups``: a string is a path below the mount point of the version 2 hierarchy, with
@@ -42,24 +42,35 @@ class Exempt:
     gids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        what = type(self).__name__.lower()
         if self.mark is not None:
-            checks.number("exempt.mark", self.mark, 1, WHOLE_MARK)
+            checks.number(f"{what}.mark", self.mark, 1, WHOLE_MARK)
         owners = {}
         for field in ("uids", "gids"):
-            owners[field] = checks.sequence(f"exempt.{field}", getattr(self, field))
+            owners[field] = checks.sequence(f"{what}.{field}", getattr(self, field))
             for number in owners[field]:
-                checks.number(f"exempt.{field}", number, 0, 0xFFFFFFFE)
-        cgroups = checks.sequence("exempt.cgroups", self.cgroups)
+                checks.number(f"{what}.{field}", number, 0, 0xFFFFFFFE)
+        cgroups = checks.sequence(f"{what}.cgroups", self.cgroups)
         for group in cgroups:
             if isinstance(group, str):
-                checks.path(group)
+                checks.path(f"{what}.cgroups", group)
             else:
-                checks.number("exempt.cgroups", group, 1, WHOLE_MARK)
+                checks.number(f"{what}.cgroups", group, 1, WHOLE_MARK)
         made = {field: tuple(sorted(set(numbers))) for field, numbers in owners.items()}
         checks.assign(self, **made, cgroups=tuple(dict.fromkeys(cgroups)))
 
     def __bool__(self) -> bool:
         return bool(self.mark is not None or self.uids or self.gids or self.cgroups)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exempt(Owners):
+    """What of the machine's own traffic is left alone: the proxy's, or it would meet itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Only(Owners):
+    """What of the machine's own traffic is intercepted, and nothing else of it: a sandbox's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +89,12 @@ class Plan:
     ``interfaces``: where the clients' packets come in; none is any.
 
     ``forwarded``: intercept what the machine forwards. ``own``: intercept what it sends itself,
-    except for the proxy, which ``exempt`` tells apart.
+    except for the proxy, which ``exempt`` tells apart; with ``only`` nothing but what that matches,
+    and the proxy must not be in it.
+
+    ``rest``: what becomes of the packets of those clients, or of ``only``, that are neither
+    intercepted nor bypassed, of any protocol and family: ``"pass"``, or ``"refuse"``, with an ICMP
+    message that the port is unreachable. So nothing gets by when the proxy is not there.
 
     ``spoof``: the proxy's sockets towards the origin carry the client's address, so the origin's
     answers must be brought to them. ``same_port``: and the client's port; that makes the two legs
@@ -102,6 +118,8 @@ class Plan:
     forwarded: bool = True
     own: bool = False
     exempt: Exempt = Exempt()
+    only: Only = Only()
+    rest: Literal["pass", "refuse"] = "pass"
     listen4: str | None = None
     listen6: str | None = None
     spoof: bool = False
@@ -115,6 +133,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         checks.choice("mode", self.mode, ("tproxy", "redirect"))
+        checks.choice("rest", self.rest, ("pass", "refuse"))
         for field in ("forwarded", "own", "spoof", "same_port"):
             if not isinstance(getattr(self, field), bool):
                 raise checks.bad(f"{field}: True or False, not {getattr(self, field)!r}")
@@ -156,6 +175,8 @@ class Plan:
         """What is wrong only in combination."""
         if not isinstance(self.exempt, Exempt):
             raise checks.bad(f"exempt: an Exempt, not {self.exempt!r}")
+        if not isinstance(self.only, Only):
+            raise checks.bad(f"only: an Only, not {self.only!r}")
         if self.udp_ports is not None and "udp" not in self.protocols:
             raise checks.bad("udp_ports, and protocols without udp")
         if self.mode == "redirect" and "udp" in self.protocols:
@@ -170,12 +191,16 @@ class Plan:
             raise checks.bad("neither forwarded nor own traffic: nothing to intercept")
         if self.interfaces and not self.forwarded:
             raise checks.bad("interfaces are where forwarded traffic comes in; forwarded is False")
-        if self.own and not self.exempt:
+        if self.own and not self.exempt and not self.only:
             raise checks.bad(
                 "own=True would intercept the proxy's own connections too, endlessly: give "
-                "exempt=Exempt(mark=...), uids or cgroups"
+                "exempt=Exempt(mark=...), uids or cgroups, or only=Only(...)"
             )
-        marks = [("exempt.mark", self.exempt.mark)]
+        if self.only and not self.own:
+            raise checks.bad("only is about the machine's own traffic: give own=True as well")
+        if self.rest == "refuse" and self.own and not self.only:
+            raise checks.bad("rest: the machine would be cut off; say whose rest: only=Only(...)")
+        marks = [("exempt.mark", self.exempt.mark), ("only.mark", self.only.mark)]
         marks += [("bypass: mark", skip.mark) for skip in self.skips]
         for field, mark in marks:
             if mark is not None and mark & self.bits == self.mark:
@@ -240,7 +265,7 @@ class Plan:
         high = any(last >= EPHEMERAL for one in self.protocols for _, last in self.port_ranges(one))
         # Clients of UDP have low ports too: those of NTP and IKE have the server's.
         high = high or "udp" in self.protocols
-        if self.mode == "tproxy":
+        if self.mode == "tproxy" and self.rest == "pass":
             notes.append(
                 f"While nothing with IP_TRANSPARENT listens on port {self.port}, connections go "
                 "to the real server."

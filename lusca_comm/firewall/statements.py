@@ -276,9 +276,24 @@ class Verdict:
         yield expr("immediate", dreg=_VERDICT, data=(("NFTA_DATA_VERDICT", verdict),))
 
 
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """Drop the packet, and tell its sender by ICMP that the port is unreachable."""
+
+    since: ClassVar[Version] = (3, 18)
+    reason: ClassVar[str] = "reject with icmpx"
+
+    def text(self) -> str:
+        return "reject"
+
+    def expressions(self, sets: Sets) -> Iterator[Expr]:
+        del sets
+        yield expr("reject", type=2, icmp_code=1)  # ICMPX_UNREACH, ICMPX_PORT_UNREACH
+
+
 _META_MARK: Final = expr("meta", dreg=REG1, key=_MARK)
 
-Statement: TypeAlias = Match | MarkMatch | SetMark | Tproxy | Redirect | SetZone | Verdict
+Statement: TypeAlias = Match | MarkMatch | SetMark | Tproxy | Redirect | SetZone | Reject | Verdict
 
 
 def _data(value: bytes) -> Attrs:

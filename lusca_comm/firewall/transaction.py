@@ -17,8 +17,8 @@ from .statements import AnonymousSet, Attrs, Element, Expr, Sets
 Kind: TypeAlias = Literal["table", "chain", "rule", "set", "setelem"]
 Named: TypeAlias = list[tuple[str, Any]]
 
-_HOOKS: Final = {"prerouting": 0, "output": 3}
-_PRIORITIES: Final = {"raw": -300, "mangle": -150, "dstnat": -100}
+_HOOKS: Final = {"prerouting": 0, "forward": 2, "output": 3}
+_PRIORITIES: Final = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0}
 _ACCEPT: Final = 1
 _END: Final = 1
 _ELEMENTS_AT_ONCE: Final = 500

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from firewall_peers import (
@@ -24,11 +26,12 @@ from firewall_peers import (
     start,
 )
 from firewall_plans import PLANS
+from kernel.test_firewall_refuse import outcomes
 from kernel.test_firewall_udp import answer_on, seen_by, serve_udp, whose
 
 from lusca_comm.firewall import Exempt, Plan, Skip, iptables, render_commands
 from lusca_comm.firewall.plan import FAMILIES as NAMES
-from lusca_comm.firewall.plan import Family
+from lusca_comm.firewall.plan import Family, Owners
 from lusca_comm.lab import Host, Lab, Topology
 
 KINDS = [
@@ -83,9 +86,14 @@ class Tables:
         return [line for line in lines if line.startswith("-A") or " - [" in line]
 
     def load(self, plan: Plan, remove: bool = False) -> None:
-        for family in plan.families:
+        for family in NAMES:
             text = iptables.render(plan, family, remove)
             self.run(family, "restore", "--noflush", text=text)
+
+
+def root(owners: Owners) -> Any:
+    uids, gids = ((0,) if ids else () for ids in (owners.uids, owners.gids))
+    return dataclasses.replace(owners, uids=uids, gids=gids)
 
 
 @kinds
@@ -94,9 +102,8 @@ def test_iptables_restore_takes_the_text_and_takes_it_away(
     net: Topology, kind: str, plan: Plan, tmp_path: Path
 ) -> None:
     tables = Tables(net.router, kind, tmp_path)
-    if plan.exempt.uids and os.geteuid():  # the owner match takes the namespace's users only
-        exempt = dataclasses.replace(plan.exempt, uids=(0,))
-        plan = dataclasses.replace(plan, exempt=exempt)
+    if os.geteuid():  # the owner match takes the namespace's users and groups only
+        plan = dataclasses.replace(plan, exempt=root(plan.exempt), only=root(plan.only))
     other = "*mangle\n:other - [0:0]\n-A PREROUTING -j other\nCOMMIT\n"
     tables.run("ipv4", "restore", "--noflush", text=other)
     before = tables.save()
@@ -178,6 +185,23 @@ def test_many_ports_are_several_rules(lab: Lab, kind: str, tmp_path: Path) -> No
     assert sorted(listed) == sorted(
         2 * [str(item) if isinstance(item, int) else f"{item[0]}:{item[1]}" for item in ports]
     )
+
+
+@kinds
+def test_the_rest_is_refused(net: Topology, kind: str, tmp_path: Path) -> None:
+    """Other ports, and the family that the plan leaves out; not what is bypassed."""
+    tables = Tables(net.router, kind, tmp_path)
+    serve_on(net.origin, 80, 81, 82, name="origin")
+    proxy = intercept_on(net.router, "redirect")
+    plan = Plan(mode="redirect", families=("ipv4",), bypass_ports=(82,), rest="refuse")
+    tables.load(plan)
+    try:
+        all_seen(net.client, proxy, origin(net)[0])
+        refused = (origin(net, 81)[0], *origin(net)[1:])
+        assert outcomes(net.client, *refused) == {errno.ECONNREFUSED}
+        assert names(net.client, *origin(net, 82)) == ["origin", "origin"]
+    finally:
+        tables.load(plan, remove=True)
 
 
 def test_a_cgroup_path_is_quoted() -> None:

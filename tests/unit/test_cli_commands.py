@@ -13,7 +13,7 @@ import lusca_comm as lc
 from lusca_comm.cli import main
 from lusca_comm.cli.engines import chosen
 from lusca_comm.cli.plan_options import add_plan_options, plan_of
-from lusca_comm.firewall import Exempt, Plan, Skip, iptables, render, render_commands
+from lusca_comm.firewall import Exempt, Only, Plan, Skip, iptables, render, render_commands
 from lusca_comm.firewall.plan import Family
 
 PORT = st.integers(1, 65535)
@@ -78,6 +78,10 @@ def plan(*argv: str) -> Plan:
         ),
         (["--own", "--exempt-uid", "root"], Plan(own=True, exempt=Exempt(uids=(0,)))),
         (["--own", "--exempt-gid", "root"], Plan(own=True, exempt=Exempt(gids=(0,)))),
+        (
+            ["--own", "--only-uid", "13", "--only-cgroup", "a/b", "--refuse-rest"],
+            Plan(own=True, only=Only(uids=(13,), cgroups=("a/b",)), rest="refuse"),
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

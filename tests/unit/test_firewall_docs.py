@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lusca_comm.firewall import Exempt, Plan, Skip, iptables, render, render_commands
+from lusca_comm.firewall import Exempt, Only, Plan, Skip, iptables, render, render_commands
 
 PAGE = Path(__file__).parents[2] / "docs" / "firewall.md"
 
@@ -18,7 +18,7 @@ def shown() -> list[tuple[Plan, str]]:
     plan = Plan()
     for kind, text in re.findall(r"^```(python|text)\n(.*?)^```", PAGE.read_text(), re.S | re.M):
         if kind == "python" and text.startswith("plan = "):
-            names = {"Plan": Plan, "Exempt": Exempt, "Skip": Skip}
+            names = {"Plan": Plan, "Exempt": Exempt, "Only": Only, "Skip": Skip}
             exec(text, names)
             plan = names["plan"]  # type: ignore[assignment]
         elif kind == "text" and re.match(r"table |ip -|\*", text):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lusca_comm.errors import CommError
-from lusca_comm.firewall import Exempt, Plan, Skip, oldest_kernel, render, render_commands
+from lusca_comm.firewall import Exempt, Only, Plan, Skip, oldest_kernel, render, render_commands
 from lusca_comm.firewall.checks import ranges, subtract
 
 ports = st.integers(1, 65535)
@@ -56,6 +56,11 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("nothing to intercept", {"forwarded": False}),
     ("forwarded is False", {"forwarded": False, "own": True, "interfaces": ("eth0",)}),
     ("endlessly", {"own": True}),
+    ("an Only", {"own": True, "only": Exempt(mark=1)}),
+    ("own=True", {"only": Only(mark=1)}),
+    ("only.mark 0x40", {"own": True, "only": Only(mark=0x40)}),
+    ("rest", {"rest": "drop"}),
+    ("cut off", {**OWN, "rest": "refuse"}),
     ("bypass", {"bypass": ("10.0.0.1/8",)}),
     ("bypass", {"bypass": ("example.org",)}),
     ("bypass", {"bypass": (7,)}),
@@ -112,9 +117,10 @@ def test_a_wrong_value_is_one_clear_error(text: str, values: dict[str, Any]) -> 
     ids=str,
 )
 def test_a_wrong_exemption_is_one_clear_error(values: dict[str, Any]) -> None:
-    with pytest.raises(CommError, match="exempt") as caught:
-        Exempt(**values)
-    assert caught.value.errno == errno.EINVAL
+    for kind, name in ((Exempt, "exempt"), (Only, "only")):
+        with pytest.raises(CommError, match=name) as caught:
+            kind(**values)
+        assert caught.value.errno == errno.EINVAL
 
 
 @pytest.mark.parametrize(
@@ -247,6 +253,7 @@ def test_notes_say_what_the_rules_cannot_do() -> None:
 
     assert about("IP_TRANSPARENT")
     assert not about("IP_TRANSPARENT", mode="redirect")
+    assert not about("IP_TRANSPARENT", rest="refuse")
     assert about("mark 0x40/0x40")
     assert about("connections to port 3129", mode="redirect")
     udp: dict[str, Any] = {"protocols": ("udp",)}

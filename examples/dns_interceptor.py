@@ -255,6 +255,7 @@ async def serve(options: argparse.Namespace) -> None:
     def again() -> None:
         try:
             interceptor.table = read_table(options.hosts)
+            log.info("table read")
         except (OSError, SystemExit) as why:
             log.error("the table stays as it was: %s", why)
 

@@ -141,12 +141,17 @@ static int is_named(const uint8_t *head, const struct options *named, const uint
     return 0;
 }
 
+static int upgrades(const struct lc_head *h, const struct lc_edit *edit)
+{
+    return h->flags & LC_HEAD_UPGRADE && (edit->what & LC_EDIT_UPGRADE || h->code == 101);
+}
+
 /* Whether a field goes on to the next hop. */
 static int goes_on(const struct lc_head *h, const struct lc_edit *edit, int known, int has_host)
 {
     switch (known) {
     case FIELD_UPGRADE:
-        return edit->what & LC_EDIT_UPGRADE && h->flags & LC_HEAD_UPGRADE;
+        return upgrades(h, edit);
     case FIELD_EXPECT:
         return (h->flags & LC_HEAD_EXPECT) != 0;
     case FIELD_AUTHENTICATE:
@@ -210,7 +215,7 @@ static uint8_t *put_connection(uint8_t *out, const struct lc_head *h, const stru
         begin = out;
         out = PUT(", TE");
     }
-    if (edit->what & LC_EDIT_UPGRADE && h->flags & LC_HEAD_UPGRADE)
+    if (upgrades(h, edit))
         out = PUT(", upgrade");
     if (edit->what & LC_EDIT_CLOSE || h->body == LC_BODY_CLOSE)
         out = PUT(", close");

@@ -460,7 +460,7 @@ int lc_chunks_walk(struct lc_chunks *c, const struct lc_limits *limits, uint8_t 
 enum {
     LC_EDIT_CLOSE = 1,          /* Connection: close; a body that ends so has it by itself */
     LC_EDIT_KEEP = 2,           /* Connection: keep-alive, which HTTP/1.0 wants to be told */
-    LC_EDIT_UPGRADE = 4,        /* Upgrade is kept, of a head that has LC_HEAD_UPGRADE */
+    LC_EDIT_UPGRADE = 4,        /* Upgrade is kept, if LC_HEAD_UPGRADE; a 101 has it by itself */
     LC_EDIT_PROXY = 8           /* Proxy-Authorization, Proxy-Authenticate are kept */
 };
 

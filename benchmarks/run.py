@@ -15,12 +15,9 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import resource
 import socket
-import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,9 +36,9 @@ from peers import (
     cpu_seconds,
     rss_bytes,
 )
+from report import choose, report
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from lusca_comm import CommError
 from lusca_comm.firewall import Plan, apply
@@ -88,15 +85,16 @@ class Place:
     peers: dict[str, Command]
 
 
+def loopback_mtu() -> None:
+    """Gives this namespace's loopback the MTU of a real network."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        route.link("set", index=1, mtu=1500)
+
+
 def one_host(lab: Lab) -> Place:
     host = lab.host("bench")
-
-    def loopback_mtu() -> None:
-        from pyroute2 import IPRoute
-
-        with IPRoute() as route:
-            route.link("set", index=1, mtu=1500)
-
     host.run(loopback_mtu)
     return Place(host, host, host, ("127.0.0.1", PORT), PEERS)
 
@@ -198,42 +196,6 @@ class Bench:
         return used / count
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the median."""
-    dice = random.Random(1)
-    medians = sorted(statistics.median(dice.choices(values, k=len(values))) for _ in range(2000))
-    return medians[50], medians[1949]
-
-
-def table_of(work: Work, figures: dict[str, list[float]]) -> Table:
-    table = Table(title=f"{work.title}: {work.unit}", title_justify="left")
-    floor = statistics.median(figures[FLOOR]) if FLOOR in figures else 0.0
-    for heading in ("relay", "median", "95 % interval", "of the floor" if floor else ""):
-        table.add_column(heading, justify="left" if heading == "relay" else "right")
-    for peer, values in figures.items():
-        middle, (low, high) = statistics.median(values), interval(values)
-        ratio = f"{middle / floor:.2f}" if floor else ""
-        table.add_row(peer, f"{middle:.4g}", f"{low:.4g} - {high:.4g}", ratio)
-    return table
-
-
-def text_of(work: Work, figures: dict[str, list[float]]) -> str:
-    """The same as MyST text."""
-    lines = [f"| {work.title} | {work.unit} | 95 % interval |", "|---|---:|---:|"]
-    for peer, values in figures.items():
-        low, high = interval(values)
-        lines.append(f"| {peer} | {statistics.median(values):.4g} | {low:.4g} - {high:.4g} |")
-    return "\n".join(lines) + "\n"
-
-
-def choose(text: str | None, known: dict[str, Any]) -> list[str]:
-    names = list(known) if text is None else [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise SystemExit(f"no {name!r}: one of {', '.join(known)}")
-    return names
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--intercept", action="store_true", help="TPROXY, and the client's name")
@@ -244,7 +206,6 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="where SVG files and the tables as text go")
     options = parser.parse_args()
     console = Console()
-    said = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     available = sorted(os.sched_getaffinity(0))
@@ -267,29 +228,15 @@ def main() -> None:
                 progress.update(task, description=f"{WORKS[name].title}: {peer}", advance=1)
                 value = bench.measure(name, WORKS[name], command)
                 figures.setdefault(name, {}).setdefault(peer, []).append(value)
-    for name in WORKS:
-        if name in figures:
-            console.print(table_of(WORKS[name], figures[name]))
-    if options.json:
-        report = {
-            "command": said,
-            "kernel": os.uname().release,
-            "figures": figures,
-        }
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.plots:
-        from plots import draw
-
-        options.plots.mkdir(parents=True, exist_ok=True)
-        for name, values in figures.items():
-            draw(WORKS[name].title, WORKS[name].unit, values, options.plots / f"{name}.svg")
-        page = [f"`{said}` on Linux {os.uname().release}, {len(available)} cores:\n"]
-        page += [
-            f"![{WORKS[name].title}]({name}.svg)\n\n{text_of(WORKS[name], figures[name])}"
-            for name in WORKS
-            if name in figures
-        ]
-        (options.plots / "figures.md").write_text("\n".join(page))
+    report(
+        console,
+        WORKS,
+        figures,
+        floor=FLOOR,
+        who="relay",
+        to_json=options.json,
+        plots=options.plots,
+    )
 
 
 if __name__ == "__main__":

@@ -58,6 +58,16 @@ def _configured(name: str, option: str, source: str, *more: str, **values: objec
     return command
 
 
+def _pproxy(_: Scratch) -> list[str] | None:
+    path = shutil.which("pproxy", path=PATH)
+    if path is None:
+        return None
+    # On the loop of the standard library: it does not get on with newer versions of uvloop.
+    program = "import sys; sys.modules['uvloop'] = None; from pproxy.server import main; main()"
+    python = str(Path(path).with_name("python3"))
+    return [python, "-c", program, "-l", f"http://0.0.0.0:{PORT}"]
+
+
 def _squid(scratch: Scratch) -> list[str] | None:
     # Root becomes another user, who has to be able to write; an ordinary user can't become any.
     scratch.folder.chmod(0o777)
@@ -121,7 +131,7 @@ ADDRESSED: dict[str, Peer] = {
     "HAProxy": Peer(_configured("haproxy", "-f", "haproxy-http.cfg"), "origin"),
     "Squid": Peer(_squid, "absolute"),
     "uvloop + httptools": Peer(_reference, "absolute"),
-    "pproxy": Peer(_program("pproxy", "-l", f"http://0.0.0.0:{PORT}"), "absolute"),
+    "pproxy": Peer(_pproxy, "absolute"),
     "proxy.py": Peer(_program("proxy", *_PROXY_PY), "absolute"),
     "mitmproxy": Peer(_program("mitmdump", *_MITMPROXY), "absolute"),
 }

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import contextvars
 import functools
 from importlib.metadata import version
@@ -119,6 +120,11 @@ def install() -> None:
 
 def main() -> None:
     install()
+    with contextlib.suppress(ModuleNotFoundError):
+        import uvloop
+
+        # pproxy installs it, and then asks for a loop that newer ones do not make by themselves.
+        uvloop.install = lambda: asyncio.set_event_loop(uvloop.new_event_loop())
     server.main()
 
 

@@ -27,7 +27,10 @@ from interop.web import (
 from lusca_comm.address import spell
 from lusca_comm.lab import Lab
 
-BARE = [installed("pproxy", "pproxy")]
+installed("pproxy", "pproxy")
+# Without uvloop: pproxy does not get on with the newer ones (see the adapter).
+ITSELF = "import sys; sys.modules['uvloop'] = None; from pproxy.server import main; main()"
+BARE = [sys.executable, "-c", ITSELF]
 OURS = [sys.executable, ADAPTERS / "pproxy_lusca.py"]
 HOSTS = ("0.0.0.0", "[::]")
 SPOOFING, PLAIN, REDIRECT, OWN = 3129, 3130, 3131, 3132

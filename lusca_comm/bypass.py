@@ -175,14 +175,14 @@ class Bypass:
 
     def rules(self, action: str = "relay", protocol: Protocol = "tcp") -> list[Rule]:
         """What a data plane can decide, as rows of the policy of a listener of this protocol: the
-        rules without a name.
+        rules without a name, and for "udp" without a mark, which no datagram tells.
 
         :param action: what "leave alone" means there: "relay" or "spoof".
         """
         return [
             Rule(action, _text(rule.destination), ports, _text(rule.source), _mark(rule))
             for rule in self._nameless()
-            if rule.protocol in (None, protocol)
+            if rule.protocol in (None, protocol) and (protocol == "tcp" or rule.mark is None)
             for ports in rule.port_ranges or [EVERY_PORT]
         ]
 

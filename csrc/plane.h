@@ -240,6 +240,7 @@ void lc_http_tell(struct lc_plane *p);                          /* under the loc
 int lc_http_waiting(const struct lc_plane *p);                  /* under the lock */
 void lc_http_free(struct lc_plane *p);
 void lc_pool_end(struct lc_plane *p, struct relay *r);
+int lc_pool_spare(struct lc_plane *p);      /* 1: an idle upstream was closed: a descriptor is free */
 void lc_pool_clear(struct lc_plane *p);
 
 /* plane_guard.c */

@@ -96,6 +96,7 @@ struct http {
     struct lc_addr peer, original;
     uint64_t began;                 /* nanoseconds: the head was whole */
     uint64_t count[2];              /* the session's, when the exchange began */
+    uint64_t sent;                  /* bytes of a chunked request body */
     uint64_t since;                 /* milliseconds: this phase */
     uint32_t taken;                 /* bytes of the body in `in`, behind the head, that are sent */
     uint32_t mark;
@@ -139,7 +140,6 @@ struct http_plane {
 enum { LC_SCRATCH = LC_HEAD_MOST + 2 * LC_COPY };
 
 /* plane_http.c */
-void lc_http_start(struct lc_plane *p, struct relay *r);
 void lc_http_aim(struct lc_plane *p, struct relay *r, uint64_t due);
 void lc_http_close(struct lc_plane *p, struct relay *r);
 
@@ -170,8 +170,6 @@ void lc_http_connect(struct lc_plane *p, struct relay *r);
 void lc_http_connected(struct lc_plane *p, struct relay *r);
 void lc_http_keep(struct lc_plane *p, struct relay *r);
 void lc_http_drop(struct lc_plane *p, struct relay *r);
-int lc_pool_spare(struct lc_plane *p);
-void lc_pool_clear(struct lc_plane *p);
 
 /* plane_http_bytes.c */
 struct buffer *lc_buffer(struct lc_plane *p, size_t room);

@@ -57,6 +57,7 @@ static int first_bytes(struct lc_plane *p, struct http *h)
     int state;
 
     h->taken = 0;
+    h->sent = 0;
     h->body[0] = (uint8_t)h->head.body;
     memset(&h->chunks[0], 0, sizeof h->chunks[0]);
     if (h->head.body == LC_BODY_LENGTH && size > h->head.length)
@@ -78,7 +79,8 @@ static int first_bytes(struct lc_plane *p, struct http *h)
     }
     h->out->size += (uint32_t)kept;
     h->taken = (uint32_t)used;
-    return 0;
+    h->sent = kept;
+    return h->head.body == LC_BODY_CHUNKED && kept > h->service->body ? -EFBIG : 0;
 }
 
 static void forward(struct lc_plane *p, struct relay *r, const struct answer *answer)
@@ -115,8 +117,8 @@ static void forward(struct lc_plane *p, struct relay *r, const struct answer *an
             h->out->size = (uint32_t)n;
         err = n < 0 ? n : first_bytes(p, h);
     }
-    if (err == -EPROTO)
-        lc_http_refuse(p, r, 400);
+    if (err == -EPROTO || err == -EFBIG)
+        lc_http_refuse(p, r, err == -EPROTO ? 400 : 413);
     else if (err < 0)
         lc_http_fail(p, r, LC_HTTP_NO_CONNECT, -err);
     else

@@ -50,7 +50,6 @@ void lc_http_fail(struct lc_plane *p, struct relay *r, int failed, int err)
     h->failed = (uint8_t)failed;
     h->err = err;
     lc_http_ask(p, r, LC_HTTP_FAILED, failed == LC_HTTP_NO_TIME ? 504 : 502);
-    h->failed = 0;
 }
 
 /* The request deserves `status`, and what is left of it is not read. */
@@ -101,6 +100,8 @@ static void judged(struct lc_plane *p, struct relay *r)
     h->count[0] = LC_GET(r->count[0]);
     h->count[1] = LC_GET(r->count[1]);
     h->taken = 0;
+    h->failed = 0;
+    h->err = 0;
     h->body[0] = (uint8_t)head->body;
     switch (head->state) {
     case LC_HEAD_WHOLE:

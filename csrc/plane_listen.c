@@ -198,6 +198,8 @@ void lc_listener_event(struct lc_plane *p, uint32_t number)
         err = lc_accept(l->fd, 0, &got);
         if (err == -EAGAIN)
             return;
+        if ((err == -EMFILE || err == -ENFILE) && lc_pool_spare(p))
+            continue;
         if (err < 0) {
             /* Out of descriptors or memory: the queue waits, and the thread does not spin. */
             lc_poll_remove(p, l->fd);

@@ -157,7 +157,7 @@ class HttpService:
         self._head_at = described(len(fields))
         self._limits = limits or HttpLimits()
         how, held = _how(self._limits, fields, append_response, on_exchange is not None)
-        self._how = how.limits
+        self._how = how
         self._spoofer: int = how.spoofer
         self._number = plane._serve_http(self, how)
         del held

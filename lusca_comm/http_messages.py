@@ -150,7 +150,7 @@ class _Message:
         return int(lib.LC_FRAMER_HTTP_REQUEST)
 
     def _limits(self) -> Any:
-        return ffi.addressof(self._service._how)
+        return ffi.addressof(self._service._how, "limits")
 
     @property
     def peer(self) -> Address | None:

@@ -111,6 +111,7 @@ class Proxy:
         listen: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        self.peers: list[Peer] = []
         self.seen: list[Request] = []
         self.exchanges: list[Exchange] = []
         self.errors: list[BaseException] = []
@@ -154,11 +155,25 @@ class Proxy:
                 self.errors.append(why)
 
     def client(self) -> Peer:
-        return Peer(socket.create_connection(self.front.getsockname()))
+        return self._peer(socket.create_connection(self.front.getsockname()))
 
     def upstream(self) -> Peer:
         """The next connection at the origin."""
-        return Peer(self.origin.accept()[0])
+        return self._peer(self.origin.accept()[0])
+
+    def _peer(self, sock: socket.socket) -> Peer:
+        self.peers.append(Peer(sock))
+        return self.peers[-1]
+
+    def exchange(self, client: Peer, upstream: Peer | None = None, number: int = 0) -> Peer:
+        """One that goes well; its upstream, the next one unless given."""
+        client.send(GET % number)
+        if upstream is None:
+            upstream = self.upstream()
+        assert upstream.head() == GET % number
+        upstream.send(answer(b"%d" % number))
+        assert client.response()[1] == b"%d" % number
+        return upstream
 
     @property
     def live(self) -> int:
@@ -181,8 +196,12 @@ def proxying(**options: Any) -> Iterator[Proxy]:
     proxy = Proxy(**options)
     try:
         yield proxy
+        for peer in proxy.peers:
+            peer.close()
         wait_for(lambda: proxy.live == 0)
     finally:
+        for peer in proxy.peers:
+            peer.close()
         proxy.close()
     assert not proxy.errors
     assert open_files() == before

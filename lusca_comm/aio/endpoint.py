@@ -7,7 +7,7 @@ import contextlib
 import errno
 import socket
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .. import intercept
 from .._shim import lib

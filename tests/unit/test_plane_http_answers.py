@@ -1,0 +1,336 @@
+"""HTTP sessions of the data plane: what Python may answer, and when."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from http_sessions import GET, Peer, Proxy, Response, answer, proxying, wait_for
+
+from lusca_comm import CommError, HttpLimits
+from lusca_comm.http import Request
+
+POST = b"POST / HTTP/1.1\r\nHost: example.org\r\nContent-Length: 4\r\n\r\nbody"
+CONNECT = b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n"
+Answer = Callable[[Request], object]
+
+
+def each(answer: Answer) -> Callable[[list[Request]], object]:
+    def decide(requests: list[Request]) -> None:
+        for request in requests:
+            answer(request)
+
+    return decide
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with proxying() as proxy:
+        yield proxy
+
+
+def test_respond_keeps_the_connection() -> None:
+    with proxying(decide=each(lambda r: r.respond(answer(r.target)))) as proxy:
+        client = proxy.client()
+        client.send(GET % 1 + POST + GET % 2)
+        assert [client.response()[1] for _ in range(3)] == [b"/1", b"/", b"/2"]
+        wait_for(lambda: len(proxy.exchanges) == 3)
+        assert {(e.status, e.upstream) for e in proxy.exchanges} == {(200, None)}
+
+
+def test_respond_before_the_body_is_there_is_the_last_one() -> None:
+    with proxying(decide=each(lambda r: r.respond(answer()))) as proxy:
+        client = proxy.client()
+        client.send(POST[:-1])
+        assert client.response()[1] == b"fine"
+        assert client.ended()
+
+
+def test_respond_and_close() -> None:
+    with proxying(decide=each(lambda r: r.respond(answer(), close=True))) as proxy:
+        client = proxy.client()
+        client.send(GET % 1 + GET % 2)
+        assert client.response()[1] == b"fine"
+        assert client.ended()
+
+
+def test_deny_resets() -> None:
+    with proxying(decide=each(Request.deny)) as proxy:
+        client = proxy.client()
+        client.send(GET % 1)
+        assert client.was_reset()
+
+
+def test_take_gives_the_connection_and_what_was_read() -> None:
+    taken: list[tuple[socket.socket, bytes]] = []
+    with proxying(decide=each(lambda r: taken.append(r.take()))) as proxy:
+        client = proxy.client()
+        client.send(POST)
+        wait_for(lambda: taken)
+        sock, prefix = taken[0]
+        assert prefix == POST
+        with sock:
+            client.send(b"more")
+            sock.settimeout(30)
+            assert sock.recv(10) == b"more"
+        assert client.ended()
+
+
+def test_a_client_that_is_gone_cannot_be_taken() -> None:
+    with proxying(decide=lambda requests: None) as proxy:
+        client = proxy.client()
+        client.send(GET % 1)
+        wait_for(lambda: proxy.seen)
+        proxy.plane.kill_id(proxy.seen[0].id)
+        wait_for(lambda: proxy.live == 0)
+        with pytest.raises(CommError) as why:
+            proxy.seen[0].take()
+        assert why.value.errno == errno.ESRCH
+        proxy.seen[0].respond(answer())  # reaches nobody
+
+
+def test_answers_may_come_later_and_in_any_order() -> None:
+    with proxying(decide=lambda requests: None) as proxy:
+        clients = [proxy.client() for _ in range(4)]
+        for i, client in enumerate(clients):
+            client.send(GET % i)
+        wait_for(lambda: len(proxy.seen) == 4)
+        for request in reversed(proxy.seen):
+            request.respond(answer(request.target))
+        assert [c.response()[1] for c in clients] == [b"/0", b"/1", b"/2", b"/3"]
+        with pytest.raises(CommError) as why:
+            proxy.seen[0].deny()
+        assert why.value.errno == errno.EALREADY
+
+
+def test_decide_that_raises_leaves_nobody_waiting() -> None:
+    def decide(requests: list[Request]) -> None:
+        for request in requests:
+            if request.target == b"/1":
+                raise ValueError("no idea")
+            request.respond(answer())
+
+    with proxying(decide=decide) as proxy:
+        client = proxy.client()
+        client.send(GET % 0)
+        assert client.response()[1] == b"fine"
+        client.send(GET % 1)
+        assert client.response()[0].startswith(b"HTTP/1.1 500 ")
+        assert client.ended()
+        wait_for(lambda: proxy.errors)
+        assert [str(why) for why in proxy.errors] == ["no idea"]
+        proxy.errors.clear()
+
+
+def test_a_head_is_written_as_it_is_told(proxy: Proxy) -> None:
+    proxy.options = {
+        "start": b"GET /other HTTP/1.1\r\n",
+        "drop": ("cookie", "X-None"),
+        "append": b"Via: 1.1 me\r\n",
+    }
+    client = proxy.client()
+    client.send(
+        b"GET http://a/ HTTP/1.1\r\nHost: a\r\nCookie: c\r\nConnection: x-hop\r\nX-Hop: 1\r\n"
+        b"Proxy-Connection: keep-alive\r\nKeep-Alive: 3\r\nX-End: 2\r\n\r\n"
+    )
+    head = proxy.upstream().head()
+    assert head == b"GET /other HTTP/1.1\r\nHost: a\r\nX-End: 2\r\nVia: 1.1 me\r\n\r\n"
+
+
+def test_an_edit_that_would_change_the_framing_is_refused(proxy: Proxy) -> None:
+    proxy.options = {"append": b"Content-Length: 7\r\n"}
+    client = proxy.client()
+    client.send(GET % 1)
+    assert client.response()[0].startswith(b"HTTP/1.1 502 ")
+    assert proxy.seen[-1].errno == errno.EINVAL
+
+
+# -- tunnels ---------------------------------------------------------------------------------------
+
+
+def established(request: Request, proxy: Proxy) -> None:
+    reply = b"HTTP/1.1 200 Connection established\r\n\r\n" if request.connect else b""
+    if request.state == "failed":
+        request.respond(b"HTTP/1.1 502 x\r\nContent-Length: 0\r\n\r\n", close=True)
+    else:
+        request.tunnel(proxy.to, reply=reply)
+
+
+def test_connect_becomes_a_relay() -> None:
+    with proxying(decide=each(lambda r: established(r, proxy))) as proxy:
+        client = proxy.client()
+        client.send(CONNECT + b"early")
+        upstream = proxy.upstream()
+        assert client.head() == b"HTTP/1.1 200 Connection established\r\n\r\n"
+        assert upstream.exactly(5) == b"early"
+        data = os.urandom(2_000_000)
+        sender = threading.Thread(target=client.send, args=(data,))
+        sender.start()
+        assert upstream.exactly(len(data)) == data
+        sender.join()
+        upstream.send(b"back")
+        assert client.exactly(4) == b"back"
+        client.sock.shutdown(socket.SHUT_WR)
+        assert upstream.ended()
+        upstream.send(b"still")
+        upstream.close()
+        assert client.all() == b"still"
+
+
+def test_connect_that_is_not_reached() -> None:
+    with proxying(decide=each(lambda r: established(r, proxy))) as proxy:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            proxy.to = nobody.getsockname()
+            client = proxy.client()
+            client.send(CONNECT)
+            assert client.response()[0].startswith(b"HTTP/1.1 502 ")
+
+
+@pytest.mark.parametrize(
+    "first", [b"\x16\x03\x01\x00\x05hello", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+)
+def test_what_is_no_http_goes_along_as_it_came(first: bytes) -> None:
+    with proxying(decide=each(lambda r: established(r, proxy))) as proxy:
+        client = proxy.client()
+        client.send(first)
+        upstream = proxy.upstream()
+        assert upstream.exactly(len(first)) == first
+        upstream.send(b"answer")
+        assert client.exactly(6) == b"answer"
+
+
+def test_a_server_that_speaks_first() -> None:
+    limits = HttpLimits(head_time=0.1)
+    with proxying(decide=each(lambda r: established(r, proxy)), limits=limits) as proxy:
+        client = proxy.client()
+        proxy.upstream().send(b"220 ready\r\n")
+        assert client.until(b"\r\n") == b"220 ready\r\n"
+        assert proxy.seen[0].state == "silent"
+
+
+UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+def test_an_upgrade_that_is_kept(proxy: Proxy) -> None:
+    proxy.options = {"keep_upgrade": True}
+    client = proxy.client()
+    client.send(UPGRADE + b"frame")
+    upstream = proxy.upstream()
+    head = upstream.head()
+    assert b"Upgrade: websocket\r\n" in head
+    upstream.send(SWITCH + b"hello")
+    head = client.head()
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert b"Upgrade: websocket\r\n" in head
+    assert client.exactly(5) == b"hello"
+    assert upstream.exactly(5) == b"frame"
+    client.send(GET % 1)  # no longer anything but bytes
+    assert upstream.head() == GET % 1
+    assert len(proxy.seen) == 1
+
+
+def test_an_upgrade_that_is_declined(proxy: Proxy) -> None:
+    proxy.options = {"keep_upgrade": True}
+    client = proxy.client()
+    client.send(UPGRADE)
+    upstream = proxy.upstream()
+    upstream.head()
+    upstream.send(answer(b"no"))
+    assert client.response()[1] == b"no"
+    proxy.exchange(client, upstream, number=3)
+
+
+def test_an_upgrade_that_is_not_kept(proxy: Proxy) -> None:
+    client = proxy.client()
+    client.send(UPGRADE)
+    assert b"pgrade" not in proxy.upstream().head()
+
+
+# -- responses -------------------------------------------------------------------------------------
+
+
+def with_responses(decide: Callable[[list[Response]], object] | None) -> Iterator[Proxy]:
+    with proxying(decide_response=decide) as proxy:
+        proxy.options = {"on_response": True}
+        yield proxy
+
+
+def test_a_response_is_asked_about() -> None:
+    seen: list[Response] = []
+
+    def decide(responses: list[Response]) -> None:
+        for response in responses:
+            seen.append(response)
+            response.forward(drop=("server",), append=b"X-Seen: 1\r\n")
+
+    for proxy in with_responses(decide):
+        client = proxy.client()
+        client.send(GET % 1 + GET % 2)
+        upstream = proxy.upstream()
+        for i in (1, 2):
+            upstream.head()
+            upstream.send(b"HTTP/1.1 404 No\r\nServer: x\r\nContent-Length: 4\r\n\r\nb")
+            wait_for(lambda i=i: len(seen) == i)
+            upstream.send(b"ody")
+            head, body = client.response()
+            assert (head, body) == (
+                b"HTTP/1.1 404 No\r\nContent-Length: 4\r\nVia: 1.1 lusca_comm\r\nX-Seen: 1\r\n\r\n",
+                b"body",
+            )
+        assert (seen[0].status, seen[0].field("server"), seen[0].length) == (404, b"x", 4)
+        assert seen[0].id == proxy.seen[0].id
+
+
+def test_a_response_is_replaced() -> None:
+    def decide(responses: list[Response]) -> None:
+        for response in responses:
+            response.replace(answer(b"mine"))
+
+    for proxy in with_responses(decide):
+        client = proxy.client()
+        client.send(GET % 1)
+        upstream = proxy.upstream()
+        upstream.head()
+        upstream.send(answer(b"theirs"))
+        assert client.response()[1] == b"mine"
+        assert upstream.all() == b""
+        proxy.options = {}
+        proxy.exchange(client, number=2)
+
+
+def test_responses_that_nobody_asks_about_go_on() -> None:
+    for proxy in with_responses(None):
+        proxy.exchange(proxy.client(), number=1)
+
+
+# -- connections from elsewhere --------------------------------------------------------------------
+
+
+def test_a_connection_that_was_accepted_elsewhere(proxy: Proxy) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Peer(socket.create_connection(listener.getsockname()))
+        proxy.peers.append(client)
+        sock, _ = listener.accept()
+        proxy.service.serve(sock, original=("192.0.2.1", 80), prefix=(GET % 1)[:7])
+        assert sock.fileno() == -1
+        client.send((GET % 1)[7:])
+        upstream = proxy.upstream()
+        assert upstream.head() == GET % 1
+        upstream.send(answer())
+        assert client.response()[1] == b"fine"
+        assert proxy.seen[0].original == ("192.0.2.1", 80)
+        proxy.exchange(client, upstream, number=2)
+
+
+def test_close_lets_sessions_go_on(proxy: Proxy) -> None:
+    client = proxy.client()
+    upstream = proxy.exchange(client)
+    proxy.service.close()
+    proxy.exchange(client, upstream, number=2)
+    proxy.service.close()

@@ -85,7 +85,8 @@ class Bench:
         self.proxy_core, self.load_core = str(cores[0]), str(cores[-1])
         self.scratch = Scratch(folder, place.origin_ip)
         config = self.scratch.config("http-origin.conf", page=PAGE)
-        self._start(place.origin, self.load_core, ["nginx", "-c", config])
+        nginx = ["nginx", "-c", config]
+        self._start(place.origin, self.load_core, nginx, stderr=subprocess.DEVNULL)
         place.origin.wait_listening(ORIGIN)
 
     @staticmethod

@@ -14,11 +14,12 @@ target                  intercepted                             to a forward pro
                         as it came
 ``*`` (OPTIONS)         ``http://`` Host, to the original       answered here
                         destination
-``name:port`` (CONNECT) as what is not HTTP                     tunnelled to the name's
-                                                                addresses; ports are limited
+``name:port`` (CONNECT) the original destination, which may be  tunnelled to the name's
+                        a proxy, gets it as it came; or refused addresses; ports are limited
 anything else           400                                     400
-HTTP/2, not HTTP, and   tunnelled to the original destination,  400
-a silent client         or refused (`other`)
+HTTP/2, not HTTP        tunnelled to the original destination,  400
+                        or refused (`other`)
+a silent client         408, or tunnelled (`silent`)            408
 ======================= ======================================= ================================
 
 **Host is a label, not a target.** Any page's script can send any Host to any address, so a proxy
@@ -45,8 +46,8 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from .authority import Authority, canonical, parse_authority
 from .reachable import may_reach
@@ -72,8 +73,10 @@ _PORT_OF = {"http": 80, "https": 443}
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)", re.DOTALL)
 
 
-class Verdict(NamedTuple):
-    """What is to be done with a request. Most are shared between requests: see :meth:`uri`."""
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What is to be done with a request. One is shared by requests that differ in their path
+    alone, so that it can be the key to what was made of it (it is compared by identity)."""
 
     action: str
     """"forward", "tunnel" (every byte, as it is), "resolve" (ask again with the addresses of
@@ -115,7 +118,10 @@ class Rules:
     scheme: str = "http"
     """Of intercepted requests; "https" where the caller has taken TLS off."""
     other: str = "tunnel"
-    """What is not HTTP/1 on an intercepted port: "tunnel" or "refuse"."""
+    """What is not HTTP/1 on an intercepted port, or is CONNECT: "tunnel" or "refuse"."""
+    silent: str = "refuse"
+    """A client that says nothing: "refuse", or "tunnel" for protocols in which the server begins.
+    Whoever waits long enough gets a tunnel then, and what it says in that is not judged."""
     pseudonym: str = "lusca_comm"
     """This proxy in Via (RFC 9110, 7.6.3). Every proxy of a path needs its own."""
     cdn_id: str = ""
@@ -132,8 +138,9 @@ class Rules:
     def __post_init__(self) -> None:
         if self.verify not in VERIFY:
             raise ValueError(f"verify {self.verify!r}: one of {', '.join(VERIFY)}")
-        if self.other not in OTHER:
-            raise ValueError(f"other {self.other!r}: one of {', '.join(OTHER)}")
+        for name in ("other", "silent"):
+            if getattr(self, name) not in OTHER:
+                raise ValueError(f"{name} {getattr(self, name)!r}: one of {', '.join(OTHER)}")
         if self.scheme not in _PORT_OF:
             raise ValueError(f"scheme {self.scheme!r}: one of {', '.join(_PORT_OF)}")
 
@@ -153,6 +160,8 @@ def _refuse(status: int, why: str, base: bytes = b"", host: str = "") -> Verdict
 _TARGET = _refuse(400, "the target is no URI of http")
 _HOSTS = _refuse(400, "more than one Host")
 _LOOP = _refuse(508, "the destination is this proxy itself")
+_OTHER = _refuse(400, "this is no HTTP/1 request")
+_SILENT = _refuse(408, "no request came")
 _OWN_ANSWER = Verdict("answer", status=204, why="about the proxy itself")
 
 
@@ -174,7 +183,8 @@ def intercepted(
         could not be looked up.
     """
     if method == b"CONNECT":
-        return unframed(rules, original)
+        verdict = unframed(rules, original)
+        return replace(verdict, action="forward") if verdict.action == "tunnel" else verdict
     if b"#" in target:
         return _TARGET
     if target[:1] == b"/" or (target == b"*" and method == b"OPTIONS"):
@@ -199,7 +209,7 @@ def intercepted(
         return verdict
     if not path.startswith(b"/"):
         path = b"/" + path
-    return verdict._replace(path=path, field=spelled if differs else None)
+    return replace(verdict, path=path, field=spelled if differs else None)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -211,7 +221,7 @@ def _by_host(
     if not hosts or not hosts[0]:
         own = _of(original)
         verdict = _by_authority(rules, own, original, answers)
-        return verdict if verdict.status else verdict._replace(field=own.spell(rules.port))
+        return verdict if verdict.status else replace(verdict, field=own.spell(rules.port))
     authority = parse_authority(hosts[0])
     if authority is None:
         return _refuse(400, "Host is no host")
@@ -244,16 +254,18 @@ def _by_authority(
     return Verdict("forward", rules.base(own), own.host, (original,), False, said)
 
 
-def unframed(rules: Rules, original: Address | None) -> Verdict:
-    """Judges what is no HTTP/1 request: HTTP/2, another protocol, a client that says nothing."""
+def unframed(rules: Rules, original: Address | None, silent: bool = False) -> Verdict:
+    """Judges what is no HTTP/1 request: HTTP/2, another protocol, or a client that says nothing
+    (`silent`). A tunnel is judged once, by its address: where rules have to see every request,
+    "refuse" is the policy."""
     if original is None:
-        return _refuse(400, "this is no HTTP/1 request")
+        return _SILENT if silent else _OTHER
     if rules.own(original):
         return _LOOP
     there = _of(original)
     base = there.spell(0)
-    if rules.other == "refuse":
-        return _refuse(400, "this is no HTTP/1 request", base, there.host)
+    if (rules.silent if silent else rules.other) == "refuse":
+        return replace(_SILENT if silent else _OTHER, base=base, host=there.host, path=b"")
     return Verdict("tunnel", base, there.host, (original,), True, path=b"")
 
 
@@ -281,7 +293,7 @@ def forwarded(
         verdict = _to_name(rules, authority, authority.port, rules.connect_ports, answers)
         base = authority.spell(0)
         action = "tunnel" if verdict.action == "forward" else verdict.action
-        return verdict._replace(action=action, base=base, path=b"")
+        return replace(verdict, action=action, base=base, path=b"")
     if target == b"*" and method == b"OPTIONS":
         return _OWN_ANSWER
     absolute = _ABSOLUTE.fullmatch(target)
@@ -301,10 +313,10 @@ def forwarded(
     spelled = authority.spell()
     field = None if [*hosts] == [spelled] else spelled
     if method == b"OPTIONS" and not path:  # RFC 9112, 3.2.4
-        return verdict._replace(path=b"", target=b"*", field=field)
+        return replace(verdict, path=b"", target=b"*", field=field)
     if not path.startswith(b"/"):
         path = b"/" + path
-    return verdict._replace(path=path, target=path, field=field)
+    return replace(verdict, path=path, target=path, field=field)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -326,7 +338,7 @@ def _to_name(
         return _refuse(502, f"the name {authority.host} has no address", base, authority.host)
     to = tuple((address, port) for address in dict.fromkeys(map(canonical, answers)))
     if any(map(rules.own, to)):
-        return _LOOP._replace(base=base, host=authority.host)
+        return replace(_LOOP, base=base, host=authority.host)
     if not rules.local:
         to = tuple(address for address in to if may_reach(address[0]))
     if not to:

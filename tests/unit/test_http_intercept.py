@@ -45,7 +45,7 @@ def judge(case: dict[str, Any]) -> Verdict:
 def said(verdict: Verdict, case: dict[str, Any]) -> dict[str, Any]:
     """A verdict, as far as the vector speaks of it."""
     claimed = verdict.claimed
-    everything = verdict._asdict() | {
+    everything = vars(verdict) | {
         "uri": verdict.uri(case["target"].encode()).decode(),
         "claimed": claimed.spell().decode() if claimed else None,
         "to": [list(address) for address in verdict.to],
@@ -115,7 +115,7 @@ def test_an_intercepted_request_goes_to_its_original_destination_or_nowhere(
         assert answers is None
         assert verify != "off"
         assert parse_authority(verdict.host.encode()) == Authority(verdict.host, None, False)
-    if verdict.action == "forward":
+    if verdict.action == "forward" and method != b"CONNECT":
         scheme, _, rest = verdict.uri(target).partition(b"://")
         authority = parse_authority(rest.partition(b"/")[0].partition(b"?")[0])
         assert scheme == b"http"
@@ -171,7 +171,7 @@ def test_an_ipv6_literal_needs_its_brackets(host: str) -> None:
 
 
 def test_rules_that_are_none() -> None:
-    for wrong in ({"verify": "yes"}, {"other": "drop"}, {"scheme": "ftp"}):
+    for wrong in ({"verify": "yes"}, {"other": "drop"}, {"silent": ""}, {"scheme": "ftp"}):
         with pytest.raises(ValueError, match="one of"):
             Rules(**wrong)  # type: ignore[arg-type]
 
@@ -188,6 +188,9 @@ def test_what_is_not_http_goes_to_where_it_was_going() -> None:
     )
     assert unframed(Rules(other="refuse"), ORIGINAL).status == 400
     assert unframed(Rules(), None).status == 400
+    assert unframed(Rules(), ORIGINAL, silent=True).status == 408
+    assert unframed(Rules(), None, silent=True).status == 408
+    assert unframed(Rules(silent="tunnel"), ORIGINAL, silent=True).action == "tunnel"
     assert unframed(Rules(own=lambda _: True), ORIGINAL).status == 508
 
 

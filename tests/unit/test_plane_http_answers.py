@@ -50,6 +50,27 @@ def test_respond_before_the_body_is_there_is_the_last_one() -> None:
         assert client.ended()
 
 
+def test_again_is_what_forward_was() -> None:
+    answers: list[bytes] = []
+
+    def decide(request: Request) -> None:
+        if answers:
+            request.again(answers[0])
+        else:
+            answers.append(request.forward(proxy.to, drop=["x"], append=b"Y: 1\r\n"))
+
+    with proxying(decide=each(decide)) as proxy:
+        client = proxy.client()
+        client.send(GET % 1 + b"GET /2 HTTP/1.1\r\nX: 2\r\nHost: example.org\r\n\r\n")
+        upstream = proxy.upstream()
+        for number in (1, 2):
+            assert upstream.head() == (GET % number)[:-2] + b"Y: 1\r\n\r\n"
+            upstream.send(answer())
+            assert client.response()[1] == b"fine"
+        with pytest.raises(CommError, match="answered already"):
+            proxy.seen[0].again(answers[0])
+
+
 def test_respond_and_close() -> None:
     with proxying(decide=each(lambda r: r.respond(answer(), close=True))) as proxy:
         client = proxy.client()

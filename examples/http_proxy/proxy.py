@@ -1,0 +1,292 @@
+"""The proxy: from a request's head to the origin, and what becomes of it.
+
+The data plane accepts connections, finds out where each was going, and judges the framing of what
+comes; :meth:`Proxy.decide` is called with the heads of all requests that wait. What it does with
+each, in reading order:
+
+    judge       what the request means, and whether Host is believed
+    resolve     the addresses of a name, if that needs them; the request waits meanwhile
+    obey        the verdict, and what the hook says
+    go          connect, in the client's name with --spoof, and send the request on
+
+Bodies, responses and what follows are the data plane's; only what failed comes back here, to be
+tried at the next address or answered with a page.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from access_log import AccessLog
+from answers import Answers, of_failure
+from hooks import Deny, Hook, Redirect, Request, Rewrite
+from resolver import Answer, Resolver
+
+from lusca_comm.protocols.http_intercept import (
+    Rules,
+    Verdict,
+    forwarded,
+    hops_left,
+    intercepted,
+    loops,
+    unframed,
+)
+
+FIELDS = ("host", "via")  # that are looked at in every request
+COUNTED = (b"OPTIONS", b"TRACE")  # whose hops Max-Forwards limits
+CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+NOTHING = Verdict("refuse")
+BODIED = (b"POST", b"PUT")  # RFC 1945, 8.3: HTTP/1.0 has these with a length only
+MOST = 65536  # of what is remembered
+
+
+class Trip(NamedTuple):
+    """Where a request is going, and how it is changed on the way."""
+
+    verdict: Verdict
+    start: bytes | None = None
+    """The first line, in the place of the client's."""
+    drop: tuple[str, ...] = ()
+    append: bytes = b""
+    attempt: int = 0
+    """Of the addresses in the verdict."""
+
+
+class Proxy:
+    """Decides. `options` are those of options.py."""
+
+    def __init__(
+        self,
+        options: Any,
+        rules: Rules,
+        resolver: Resolver,
+        hook: Hook | None = None,
+        log: AccessLog | None = None,
+    ) -> None:
+        self.hook = hook
+        self._options = options
+        self._rules = rules
+        self._resolver = resolver
+        self._log = log
+        self._answers = Answers(options.via)
+        self._usual: dict[tuple[Verdict, bytes], bytes] = {}  # answers
+        self._trips: dict[int, Trip] = {}  # by session, while there is another address
+        self._may_use = functools.lru_cache(maxsize=4096)(self._is_allowed)
+        cdn_loop = f"CDN-Loop: {options.cdn_loop}\r\n" if options.cdn_loop else ""
+        self._append = {
+            version: b"Via: %s %s\r\n%s" % (version[5:], options.via.encode(), cdn_loop.encode())
+            for version in (b"HTTP/1.0", b"HTTP/1.1")
+        }
+
+    def decide(self, requests: list[Any]) -> None:
+        for request in requests:
+            try:
+                state = request.state
+                if state == "request":
+                    self.judge(request)
+                elif state == "failed":
+                    self.failed(request)
+                elif state == "refused":
+                    self.answer(request, request.status, request.why, NOTHING, "NONE_NONE")
+                else:  # "other", "h2", "silent"
+                    verdict = unframed(self._rules, request.original, state == "silent")
+                    self.obey(request, verdict)
+            except Exception:
+                self.spoiled(request)
+
+    def spoiled(self, request: Any) -> None:
+        """An error, of a hook for one, costs this request and no other."""
+        traceback.print_exc(file=sys.stderr)
+        if not request.answered:
+            self.answer(request, 500, "an error of the proxy's own", NOTHING, "NONE_NONE")
+
+    # -- what it means ---------------------------------------------------------------------------
+
+    def judge(self, request: Any, answers: Answer | None = None) -> None:
+        """`answers`: the addresses of the name in it, once they were asked for."""
+        original, method, target = request.original, request.method, request.target
+        host = request.field("host")
+        hosts = () if host is None else (host,)  # the plane refuses a second one
+        if original is not None:
+            verdict = intercepted(self._rules, method, target, hosts, original, answers)
+        elif self._may_use(request.peer[0]):
+            verdict = forwarded(self._rules, method, target, hosts, answers)
+        else:
+            self.answer(request, 403, "this proxy is not yours to use", NOTHING)
+            return
+        if verdict.action == "resolve":
+            self.resolve(request, verdict.host, self.judge)
+        elif method in BODIED and request.length is None and request.version == b"HTTP/1.0":
+            self.answer(request, 411, "a body without a length", verdict, "NONE_NONE")
+        elif self._has_been_here(request):
+            self.answer(request, 508, "the request has been here before", verdict)
+        elif method in COUNTED and (self._hops_left(request) or 0) < 0:
+            self.answer(request, 204 if method == b"OPTIONS" else 501, "the last hop", verdict)
+        else:
+            self.obey(request, verdict)
+
+    def _has_been_here(self, request: Any) -> bool:
+        if request.field("via") is None and not self._options.cdn_loop:
+            return False
+        return loops(self._rules, request.fields("via"), request.fields("cdn-loop"))
+
+    @staticmethod
+    def _hops_left(request: Any) -> int | None:
+        return hops_left(request.method, request.fields("max-forwards"))
+
+    def _is_allowed(self, host: str) -> bool:
+        ip = ipaddress.ip_address(host.partition("%")[0])
+        return any(ip in network for network in self._options.allow)
+
+    def resolve(self, request: Any, name: str, step: Callable[..., object], *args: Any) -> None:
+        """Goes on with ``step(request, *args, addresses)``, at once where they are known."""
+        answer = self._resolver.known(name)
+        if answer is not None:
+            step(request, *args, answer)
+            return
+
+        def found(answer: Answer) -> None:
+            try:
+                step(request, *args, answer)
+            except Exception:
+                self.spoiled(request)
+
+        if not self._resolver.look_up(name, found):
+            self.answer(request, 503, "too many names are being looked up", NOTHING)
+
+    # -- what is done ----------------------------------------------------------------------------
+
+    def obey(self, request: Any, verdict: Verdict) -> None:
+        if verdict.action in ("refuse", "answer"):
+            self.answer(request, verdict.status, verdict.why, verdict)
+            return
+        if self.hook is None:
+            self.send(request, verdict)
+            return
+        decision = self.hook.on_request(Request(request, verdict))
+        if isinstance(decision, Deny):
+            self.answer(request, decision.status, decision.why, verdict)
+        elif isinstance(decision, Redirect):
+            self.redirect(request, decision, verdict)
+        elif isinstance(decision, Rewrite):
+            self.rewrite(request, decision, verdict)
+        else:
+            self.send(request, verdict)
+
+    def rewrite(
+        self, request: Any, how: Rewrite, verdict: Verdict, answers: Answer | None = None
+    ) -> None:
+        if how.uri is not None and verdict.action == "forward":
+            target = how.uri.encode("latin-1")
+            other = forwarded(self._rules, request.method, target, (), answers)
+            if other.action == "resolve":
+                self.resolve(request, other.host, self.rewrite, how, verdict)
+                return
+            verdict = other
+            if verdict.action != "forward":
+                self.answer(request, verdict.status, verdict.why, verdict)
+                return
+        trip = self.trip(request, verdict)
+        drop = (*trip.drop, *map(str.lower, how.drop))
+        self.go(request, trip._replace(drop=drop, append=trip.append + how.lines))
+
+    def send(self, request: Any, verdict: Verdict) -> None:
+        """To the origin; the usual request goes as one like it did."""
+        usual = not (request.upgrade or self._options.forwarded_for or request.method in COUNTED)
+        key = (verdict, request.version)
+        answer = self._usual.get(key) if usual else None
+        if answer is None:
+            answer = self.go(request, self.trip(request, verdict))
+            if usual and answer is not None and verdict.path is None:
+                if len(self._usual) >= MOST:
+                    self._usual.clear()
+                self._usual[key] = answer
+            return
+        if self._log is not None:
+            self._log.decided(request, verdict, "TCP_MISS")
+        if self._trips:
+            self._trips.pop(request.id, None)
+        request.again(answer)
+
+    def trip(self, request: Any, verdict: Verdict) -> Trip:
+        """What of the head is written anew."""
+        if verdict.action == "tunnel":
+            return Trip(verdict)
+        start: bytes | None = None
+        drop: tuple[str, ...] = ()
+        method, version = request.method, request.version
+        append = self._append[version]
+        if verdict.target is not None:
+            start = b"%s %s %s\r\n" % (method, verdict.target, version)
+        if verdict.field is not None:
+            drop, append = ("host",), append + b"Host: %s\r\n" % verdict.field
+        if self._options.forwarded_for:
+            append += b"X-Forwarded-For: %s\r\n" % request.peer[0].encode()
+        if method in COUNTED and (left := self._hops_left(request)) is not None:
+            drop, append = (*drop, "max-forwards"), append + b"Max-Forwards: %d\r\n" % left
+        return Trip(verdict, start, drop, append)
+
+    def go(self, request: Any, trip: Trip) -> bytes | None:
+        """To the next address; what :meth:`send` may say again."""
+        verdict, start, drop, append, attempt = trip
+        to = verdict.to[attempt]
+        self._trips.pop(request.id, None)
+        if attempt + 1 < len(verdict.to):
+            self._trips[request.id] = trip
+            if len(self._trips) > MOST:  # most went well, which is not told of
+                del self._trips[next(iter(self._trips))]
+        if self._log is not None:
+            result = "TCP_TUNNEL" if verdict.action == "tunnel" else "TCP_MISS"
+            self._log.decided(request, verdict, result)
+        intercepted = request.original is not None
+        spoof = self._options.spoof and intercepted
+        if verdict.action == "tunnel":
+            request.tunnel(to, spoof=spoof, reply=b"" if intercepted else CONNECTED)
+            return None
+        upgrade = request.upgrade and self._may_upgrade(request)
+        return request.forward(  # type: ignore[no-any-return]
+            to, spoof=spoof, start=start, drop=drop, append=append, keep_upgrade=upgrade
+        )
+
+    def _may_upgrade(self, request: Any) -> bool:
+        """Other protocols than those allowed would be a way past every rule (h2c)."""
+        asked = b",".join(request.fields("upgrade")).decode("latin-1").lower().split(",")
+        return all(name.strip() in self._options.upgrade for name in asked)
+
+    # -- what the proxy says itself --------------------------------------------------------------
+
+    def failed(self, request: Any) -> None:
+        """Nothing of a response was there yet."""
+        trip = self._trips.pop(request.id, None)
+        if trip is not None and request.failed == "connect":
+            self.go(request, trip._replace(attempt=trip.attempt + 1))
+            return
+        self.respond(request, self._answers.page, *of_failure(request.failed, request.errno))
+
+    def answer(
+        self, request: Any, status: int, why: str, verdict: Verdict, result: str = "TCP_DENIED"
+    ) -> None:
+        """With a page."""
+        if self._log is not None:
+            self._log.decided(request, verdict, result)
+        self.respond(request, self._answers.page, status, why)
+
+    def redirect(self, request: Any, how: Redirect, verdict: Verdict) -> None:
+        if self._log is not None:
+            self._log.decided(request, verdict, "TCP_REDIRECT")
+        self.respond(request, self._answers.redirect, how.status, how.url)
+
+    @staticmethod
+    def respond(request: Any, make: Callable[..., bytes], status: int, text: str) -> None:
+        """The connection goes on where nothing else of the request is to come."""
+        if request.state in ("request", "failed"):
+            close = request.length not in (None, 0) or request.connect
+            head = request.method == b"HEAD"
+        else:
+            close, head = True, False
+        request.respond(make(status, text, head=head, close=close), close=close)

@@ -137,10 +137,15 @@ def names(host: Host, *addresses: Address, **options: Any) -> list[str]:
 
 
 def all_seen(
-    host: Host, proxy: Process[None], *addresses: Address, name: str = "proxy", **options: Any
+    host: Host,
+    proxy: Process[None],
+    *addresses: Address,
+    name: str = "proxy",
+    asking: Callable[..., list[Fetched]] = ask,
+    **options: Any,
 ) -> list[Fetched]:
     """Assert that the proxy saw each connection, and that `name` answered."""
-    found = ask(host, *addresses, **options)
+    found = asking(host, *addresses, **options)
     assert [fetched[0] for fetched in found] == [name] * len(addresses)
     for there, (_, _, own) in zip(addresses, found, strict=True):
         assert proxy.recv() == (own, there)

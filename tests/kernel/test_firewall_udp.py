@@ -10,6 +10,7 @@ An nft tproxy rule fails open, so every test asks the proxy what it saw. Both fa
 from __future__ import annotations
 
 import errno
+import functools
 import selectors
 import socket
 from collections.abc import Iterator, Sequence
@@ -95,15 +96,8 @@ def whose(host: Host, *addresses: Address, mark: int = 0) -> list[str]:
     return [name for name, _, _ in ask(host, *addresses, mark=mark)]
 
 
-def seen_by(
-    host: Host, proxy: Process[None], *addresses: Address, name: str = "proxy", **options: Any
-) -> list[Fetched]:
-    """Asserts that the proxy saw each datagram, and that `name` answered."""
-    found = ask(host, *addresses, **options)
-    assert [fetched[0] for fetched in found] == [name] * len(addresses)
-    for there, (_, _, own) in zip(addresses, found, strict=True):
-        assert proxy.recv() == (own, there)
-    return found
+seen_by = functools.partial(all_seen, asking=ask)
+"""Asserts that the proxy saw each datagram, and who answered."""
 
 
 def answer_udp(channel: Channel, mark: int | None) -> None:

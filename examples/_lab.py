@@ -65,15 +65,21 @@ class Stage:
     def check(self, what: str, ok: object) -> None:
         """One line for the audience: what was to be seen, and whether it was."""
         self.failed += not ok
-        print(f"{'ok' if ok else 'FAILED':<7}{what}", flush=True)
+        _say(f"{'ok' if ok else 'FAILED':<7}{what}")
 
     def _show(self, name: str, program: subprocess.Popen[bytes]) -> None:
         assert program.stdout is not None
         for line in program.stdout:
             text = line.decode(errors="replace").rstrip()
-            print(f"{name}: {text}", flush=True)
+            _say(f"{name}: {text}")
             self.failed += text.startswith("Traceback")
             self._lines.put(text)
+
+
+def _say(line: str) -> None:
+    """In one piece: threads speak, too."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def show(play: Callable[[Stage], None]) -> int:

@@ -22,9 +22,11 @@ import contextlib
 import ipaddress
 import logging
 import random
+import resource
 import signal
 import socket
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
 
 import dns_message as dns
@@ -37,7 +39,7 @@ from lusca_comm.bypass import host_name
 log = logging.getLogger("dns_interceptor")
 PATIENCE = 5.0  # seconds that a resolver has for an answer
 IDLE = 30.0  # seconds that a TCP connection may be silent
-QUERIES = 200  # at work at the same time by UDP: each of them has a socket
+QUERIES = 1000  # on their way at the same time by UDP: each of them has a socket
 
 
 class Table:
@@ -103,10 +105,16 @@ class Interceptor:
 
     # -- UDP -----------------------------------------------------------------------------------
 
-    async def datagram(self, datagram: aio.InterceptedDatagram) -> None:
+    def datagram(self, datagram: aio.InterceptedDatagram) -> Awaitable[None] | None:
+        """What is ours takes no task."""
         reply = self._ours(datagram.data, datagram.peer, by_udp=True)
         if reply is None:
-            reply = await self._passed_on(datagram)
+            return self._pass_on(datagram)
+        datagram.reply(reply)
+        return None
+
+    async def _pass_on(self, datagram: aio.InterceptedDatagram) -> None:
+        reply = await self._passed_on(datagram)
         if reply is not None:
             datagram.reply(reply)
 
@@ -262,6 +270,8 @@ async def serve(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, again)
     hosts = ("0.0.0.0", "::")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     async with (
         await aio.start_intercept_datagrams(
             interceptor.datagram, hosts, options.port, mark=options.mark, max_handlers=QUERIES
@@ -270,6 +280,8 @@ async def serve(options: argparse.Namespace) -> None:
             interceptor.connection, hosts, options.port, engine="tproxy4", mark=options.mark
         ) as server,
     ):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, server.close)
         log.info("ready on port %d", options.port)
         with contextlib.suppress(asyncio.CancelledError):
             await server.serve_forever()
@@ -294,7 +306,11 @@ def main() -> int:
         from _lab import show
 
         return show(play)
-    asyncio.run(serve(options))
+    try:
+        asyncio.run(serve(options))
+    except OSError as why:  # the capability that is missing, a port that is taken, no such file
+        log.error("%s", why.strerror)
+        return 1
     return 0
 
 

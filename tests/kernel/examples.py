@@ -47,7 +47,7 @@ class Example:
         wait_for(lambda: text in self.text(), what=f"{text!r} in {self.log}")
 
     def stop(self) -> None:
-        """It is ended, and nothing went wrong in it."""
-        self.process.kill()
-        self.process.wait()
+        """It ends when it is told to, and nothing went wrong in it."""
+        self.process.terminate()
+        assert self.process.wait(20) == 0, self.text()
         assert "Traceback" not in self.text(), self.text()

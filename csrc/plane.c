@@ -94,7 +94,9 @@ static void obey(struct lc_plane *p, const struct command *c)
             break;
         LC_ADD(p->live, 1);
         r->began = p->now_ns;
-        if (LC_GET(r->fd[1]) < 0)
+        if (r->framing != NULL)
+            lc_framed_start(p, r);
+        else if (LC_GET(r->fd[1]) < 0)
             lc_connect_start(p, r);
         else
             lc_relay_start(p, r);
@@ -394,6 +396,7 @@ void lc_plane_free(struct lc_plane *p)
             close(done.client);
         if (done.upstream >= 0)
             close(done.upstream);
+        lc_framed_free(done.framed);
     }
     release(p);
 }

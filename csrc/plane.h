@@ -83,6 +83,7 @@ struct relay {
     struct job *job;
     struct http *http;          /* a session: plane_http.h; else NULL */
     struct pooled *pooled;      /* an idle upstream */
+    struct framing *framing;    /* a framed read: plane_framed.c */
     uint64_t trail;             /* both ends of the upstream, hashed, for the loop guard; 0: none */
 };
 
@@ -206,6 +207,12 @@ void lc_ready(struct lc_plane *p, struct relay *r);
 void lc_unready(struct lc_plane *p, struct relay *r);
 void lc_finished(struct lc_plane *p, struct relay *r);      /* to be told at the turn's end */
 void lc_reset_fd(int fd);
+
+/* plane_framed.c, of relays that are framed reads */
+void lc_framed_start(struct lc_plane *p, struct relay *r);
+void lc_framed_run(struct lc_plane *p, struct relay *r);
+void lc_framed_over(struct lc_plane *p, struct relay *r, int end);
+struct lc_framed *lc_framed_leave(struct relay *r);     /* what was read: the caller's */
 
 /* plane_connect.c */
 int lc_connect_go(struct job *job, int *fd);     /* *fd < 0: there is none */

@@ -63,7 +63,7 @@ static void part(struct lc_plane *p, struct relay *r, int side, int what)
 
     if (fd < 0)
         return;
-    if (what == LC_END_LIMIT) {
+    if (what == LC_END_LIMIT || what == LC_FRAMED) {
         lc_poll_remove(p, fd);
         return;
     }
@@ -87,6 +87,8 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
     lc_unready(p, r);
     if (r->http != NULL)
         lc_http_end(p, r, what);
+    if (what != LC_FRAMED)
+        free(lc_framed_leave(r));
     if (r->trail != 0)
         (void)lc_trail_remove(r->trail);
     r->trail = 0;
@@ -146,6 +148,10 @@ void lc_relay_timer(struct lc_plane *p, struct relay *r)
         lc_http_timer(p, r);
         return;
     }
+    if (r->state == RELAYING && r->framing != NULL) {
+        lc_framed_over(p, r, LC_END_IDLE);
+        return;
+    }
     if (r->state != RELAYING)
         return;
     for (d = 0; d < 2; d++)
@@ -186,6 +192,10 @@ void lc_relay_run(struct lc_plane *p, struct relay *r)
     lc_unready(p, r);
     if (r->http != NULL) {
         lc_http_run(p, r);
+        return;
+    }
+    if (r->framing != NULL) {
+        lc_framed_run(p, r);
         return;
     }
     for (d = 0; d < 2 && r->state == RELAYING; d++)

@@ -120,7 +120,8 @@ int lc_plane_reap(struct lc_plane *p, struct lc_done *out, int max)
 
         p->done = r->next;
         r->next = LC_NONE;
-        describe(r, &out[n++]);
+        describe(r, &out[n]);
+        out[n++].framed = lc_framed_leave(r);
         if (r->state == ASKED) {
             r->what = 0;
             continue;

@@ -230,6 +230,7 @@ enum {
     LC_END_CONNECT,     /* the upstream was not reached: the client is given back */
     LC_ASKED,           /* a listener's policy left a connection to the user: lc_plane_answer */
     LC_REFUSED,         /* nothing intercepted it, or relaying it would have been a loop: reset */
+    LC_FRAMED,          /* a framed read is over: `framed`; its connection is given back */
     LC_CLOSED,          /* a listener, and all connections that came by it have left the plane */
     LC_DRAINED
 };
@@ -267,6 +268,7 @@ struct lc_done {
     double seconds;
     struct lc_addr peer;        /* LC_ASKED, LC_REFUSED */
     struct lc_addr original;    /* LC_REFUSED: where it arrived, or where it would go round */
+    struct lc_framed *framed;   /* LC_FRAMED: the caller's, for lc_framed_free; else NULL */
 };
 
 struct lc_totals {
@@ -487,6 +489,27 @@ int lc_head_edit(const uint8_t *head, const struct lc_head *h, const struct lc_e
 size_t lc_edit_room(const struct lc_head *h, const struct lc_edit *edit);
 /* 0: lc_head_edit will write that. -EINVAL. */
 int lc_edit_check(const struct lc_head *h, const struct lc_edit *edit);
+
+/* A framed read, a command of the plane: reads from a connection until a framer has a verdict. */
+struct lc_framing {
+    int framer;
+    unsigned about;
+    struct lc_limits limits;
+    int64_t timeout;        /* milliseconds; negative: none */
+    const uint8_t *prefix;  /* read already; copied */
+    size_t prefix_size;
+};
+
+struct lc_framed {
+    struct lc_head head;
+    int end;        /* LC_FRAMED: a verdict. LC_END_EOF, LC_END_IDLE (time): none came before that */
+    size_t size;    /* bytes read; what is behind the message is among them */
+    uint8_t bytes[];
+};
+
+/* `fd`, non-blocking, is the plane's until LC_FRAMED. Any other end has closed it. */
+int lc_plane_framed(struct lc_plane *plane, int fd, const struct lc_framing *how, uint64_t *id);
+void lc_framed_free(struct lc_framed *framed);
 
 /* -- HTTP sessions of the data plane: docs/internals/plane.md --------------------------------- */
 

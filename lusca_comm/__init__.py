@@ -30,6 +30,7 @@ from .constants import (
 from .datagram import Datagram
 from .engines import Engine, engines
 from .errors import CommError, NotIntercepted
+from .framed import FramedRead
 from .http import HttpLimits, HttpService
 from .intercept import Interception, original_destination
 from .intercept_relay import InterceptRelay, Question
@@ -81,6 +82,7 @@ relay = default_reactor.relay
 connect_relay = default_reactor.connect_relay
 intercept_relay = default_reactor.intercept_relay
 http_service = default_reactor.http_service
+framed_read = default_reactor.framed_read
 run = default_reactor.run
 stop = default_reactor.stop
 
@@ -111,6 +113,7 @@ __all__ = [
     "CommError",
     "Datagram",
     "Engine",
+    "FramedRead",
     "HttpLimits",
     "HttpService",
     "InterceptRelay",
@@ -166,6 +169,7 @@ __all__ = [
     "default_reactor",
     "drop_privileges",
     "engines",
+    "framed_read",
     "http_service",
     "intercept_relay",
     "original_destination",

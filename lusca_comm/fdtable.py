@@ -205,9 +205,7 @@ class Counters(dict[str, int]):
     """How often each kind of system call was made. Printed: a line each."""
 
     def __init__(self) -> None:
-        super().__init__(
-            poll=0, interest=0, open=0, accept=0, connect=0, read=0, write=0, close=0
-        )
+        super().__init__(poll=0, interest=0, open=0, accept=0, connect=0, read=0, write=0, close=0)
 
     def __str__(self) -> str:
         return "\n".join(f"{number:>12}  {call}" for call, number in self.items())

@@ -14,10 +14,10 @@ from ._shim import ffi, lib
 from .address import Address, descriptor, from_shim, shim_of
 from .constants import COMM_REUSEADDR, COMM_TRANSPARENT_PORT
 from .errors import CommError
+from .framed import FramedReads
 from .plane import Plane, check, milliseconds
 from .policy import Rule, table
 from .reactor.timers import seconds_of
-from .relay import Relays
 from .relayed import Relay, RelayResult
 from .sockets import socket_of
 
@@ -267,7 +267,7 @@ class InterceptRelay:
         pass
 
 
-class InterceptRelays(Relays):
+class InterceptRelays(FramedReads):
     """A loop whose data plane takes connections by itself."""
 
     def intercept_relay(

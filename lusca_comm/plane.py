@@ -213,6 +213,14 @@ class Plane:
         del held
         return relay
 
+    def framed_read(
+        self, sock: Any, framer: str, callback: Callable[[Any], object], **options: Any
+    ) -> Any:
+        """As :meth:`Reactor.framed_read`, with no reactor."""
+        from .framed import framed_read
+
+        return framed_read(self, sock, framer, callback, **options)
+
     def submit(self, pairs: Any, relays: Sequence[Relay]) -> None:
         """Hands ``struct lc_pair`` over, one for each of `relays`; all or none."""
         plane = self._open()
@@ -374,6 +382,11 @@ class Plane:
     def _result(relay: Relay, done: Any) -> RelayResult:
         client = upstream = None
         fds = (done.client, done.upstream)
+        if done.what == lib.LC_FRAMED:
+            from .framed import Framed, take
+
+            assert isinstance(relay, Framed)
+            relay._framed = take(done)
         if fds != (-1, -1):
             client, upstream = relay._owner._given_back(relay, fds)
         return RelayResult(

@@ -21,6 +21,7 @@ ENDS = {
     lib.LC_END_KILLED: "killed",
     lib.LC_END_ERROR: "error",
     lib.LC_END_CONNECT: "connect",
+    lib.LC_FRAMED: "framed",
 }
 SIDES = ("", "client", "upstream")
 

@@ -82,6 +82,21 @@ def _go(scratch: Scratch) -> list[str] | None:
     return ["env", "GOMAXPROCS=1", str(program), str(PORT), str(ORIGIN)]
 
 
+def _on_loops(*options: str) -> dict[str, Command]:
+    """The ways of writing it for an event loop, on both loops."""
+    ways = {
+        "aio": "aio",
+        "aio, two steps": "aio-two-steps",
+        "Protocol": "protocol",
+        "streams": "streams",
+    }
+    return {
+        f"{loop} {title}": command(f"{loop}-{name}", *options)
+        for loop, command in (("uvloop", _uvloop), ("asyncio", _python))
+        for title, name in ways.items()
+    }
+
+
 _EXAMPLE = HERE.parent / "examples" / "tcp_relay.py"
 FLOOR = "C floor"
 PEERS: dict[str, Command] = {
@@ -92,10 +107,7 @@ PEERS: dict[str, Command] = {
     "HAProxy splice": _haproxy(_SPLICE),
     "nginx stream": _nginx,
     "Go io.Copy": _go,
-    "uvloop Protocol": _uvloop("uvloop-protocol"),
-    "uvloop streams": _uvloop("uvloop-streams"),
-    "asyncio Protocol": _python("asyncio-protocol"),
-    "asyncio streams": _python("asyncio-streams"),
+    **_on_loops(),
 }
 INTERCEPTING: dict[str, Command] = {
     FLOOR: lambda scratch: [str(scratch.folder / "floor"), str(PORT), "intercept"],
@@ -104,7 +116,7 @@ INTERCEPTING: dict[str, Command] = {
     "examples/tcp_relay.py": lambda _: [sys.executable, str(_EXAMPLE), str(PORT), "--quiet"],
     "HAProxy": _haproxy("", "haproxy-intercept.cfg"),
     "HAProxy splice": _haproxy(_SPLICE, "haproxy-intercept.cfg"),
-    "asyncio streams": _python("asyncio-streams", "--intercept"),
+    **_on_loops("--intercept"),
 }
 BUSY: dict[str, Command] = {
     "comm and relay": _python("comm", "--busy"),

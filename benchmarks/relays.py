@@ -13,10 +13,11 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import lusca_comm as lc
+from lusca_comm import aio
 
 HOST = "127.0.0.1"
 
@@ -83,6 +84,28 @@ def _intercepting_listener(port: int) -> socket.socket:
     return listener
 
 
+def _aio(listen: tuple[str, int], engine: str | None, fused: bool, **how: Any) -> Any:
+    """lusca_comm.aio, connecting and relaying in one step, or in two."""
+
+    async def handle(conn: aio.Connection) -> None:
+        upstream = conn.connect(**how)
+        await conn.relay(upstream if fused else await upstream, idle=300)
+
+    async def main() -> None:
+        async with await aio.start_intercept_server(handle, *listen, engine=engine) as server:
+            await server.serve_forever()
+
+    return main()
+
+
+def _one_host_aio(fused: bool) -> Callable[[int, int], Any]:
+    return lambda port, origin: _aio((HOST, port), "sockname", fused, to=(HOST, origin))
+
+
+def _intercepting_aio(fused: bool) -> Callable[[int], Any]:
+    return lambda port: _aio(("0.0.0.0", port), None, fused, spoof=True)
+
+
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(65536):
@@ -103,13 +126,19 @@ def _transparent(address: tuple[str, int]) -> socket.socket:
     return sock
 
 
+async def _spoofed(transport: Any) -> socket.socket:
+    """A connection to where the one of `transport` was going, from where it comes."""
+    sock = _transparent((transport.get_extra_info("peername")[0], 0))
+    there = transport.get_extra_info("sockname")  # TPROXY: the original destination
+    await asyncio.get_running_loop().sock_connect(sock, there)
+    return sock
+
+
 def _intercepting_streams(port: int) -> Any:
     """What a Python author writes today."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        sock = _transparent((writer.get_extra_info("peername")[0], 0))
-        there = writer.get_extra_info("sockname")  # TPROXY: the original destination
-        await asyncio.get_running_loop().sock_connect(sock, there)
+        sock = await _spoofed(writer)
         await _join(reader, writer, *await asyncio.open_connection(sock=sock))
 
     async def main() -> None:
@@ -180,11 +209,15 @@ class _End(asyncio.Protocol):
         self.other.transport.resume_reading()
 
 
-def _protocol(port: int, origin: int) -> Any:
-    loop_tasks: set[asyncio.Task[None]] = set()
+def _serve_pairs(
+    listen: dict[str, Any], connect: Callable[[Any], Coroutine[Any, Any, dict[str, Any]]]
+) -> Any:
+    """:param connect: what create_connection is given for the upstream of a transport."""
+    tasks: set[asyncio.Task[None]] = set()
 
     async def join(client: _End) -> None:
-        _, upstream = await asyncio.get_running_loop().create_connection(_End, HOST, origin)
+        how = await connect(client.transport)
+        _, upstream = await asyncio.get_running_loop().create_connection(_End, **how)
         upstream.other, client.other = client, upstream
         for data in client.early:
             upstream.transport.write(data)
@@ -195,23 +228,44 @@ def _protocol(port: int, origin: int) -> Any:
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             task = asyncio.get_running_loop().create_task(join(self))
-            loop_tasks.add(task)
-            task.add_done_callback(loop_tasks.discard)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Client, HOST, port, backlog=65535)
-        async with server:
+        async with await loop.create_server(Client, backlog=65535, **listen) as server:
             await server.serve_forever()
 
     return main()
 
 
-def _uvloop(make: Callable[[int, int], Any]) -> Callable[[int, int], None]:
-    def run(port: int, origin: int) -> None:
+def _protocol(port: int, origin: int) -> Any:
+    async def connect(_: Any) -> dict[str, Any]:
+        return {"host": HOST, "port": origin}
+
+    return _serve_pairs({"host": HOST, "port": port}, connect)
+
+
+def _intercepting_protocol(port: int) -> Any:
+    async def connect(transport: Any) -> dict[str, Any]:
+        return {"sock": await _spoofed(transport)}
+
+    return _serve_pairs({"sock": _transparent(("0.0.0.0", port))}, connect)
+
+
+Make = Callable[..., Any]
+"""Of the port, and on one host the origin's: the coroutine that serves."""
+
+
+def _asyncio(make: Make) -> Callable[..., None]:
+    return lambda *ports: asyncio.run(make(*ports))
+
+
+def _uvloop(make: Make) -> Callable[..., None]:
+    def run(*ports: int) -> None:
         import uvloop
 
-        uvloop.run(make(port, origin))
+        uvloop.run(make(*ports))
 
     return run
 
@@ -219,8 +273,12 @@ def _uvloop(make: Callable[[int, int], Any]) -> Callable[[int, int], None]:
 RELAYS: dict[str, Callable[[int, int], None]] = {
     "comm": comm,
     "decide": decide,
-    "asyncio-streams": lambda port, origin: asyncio.run(_streams(port, origin)),
-    "asyncio-protocol": lambda port, origin: asyncio.run(_protocol(port, origin)),
+    "asyncio-aio": _asyncio(_one_host_aio(fused=True)),
+    "uvloop-aio": _uvloop(_one_host_aio(fused=True)),
+    "asyncio-aio-two-steps": _asyncio(_one_host_aio(fused=False)),
+    "uvloop-aio-two-steps": _uvloop(_one_host_aio(fused=False)),
+    "asyncio-streams": _asyncio(_streams),
+    "asyncio-protocol": _asyncio(_protocol),
     "uvloop-streams": _uvloop(_streams),
     "uvloop-protocol": _uvloop(_protocol),
 }
@@ -229,7 +287,14 @@ RELAYS: dict[str, Callable[[int, int], None]] = {
 INTERCEPTING: dict[str, Callable[[int], None]] = {
     "decide": _intercepting_decide,
     "policy": _intercepting_policy,
-    "asyncio-streams": lambda port: asyncio.run(_intercepting_streams(port)),
+    "asyncio-aio": _asyncio(_intercepting_aio(fused=True)),
+    "uvloop-aio": _uvloop(_intercepting_aio(fused=True)),
+    "asyncio-aio-two-steps": _asyncio(_intercepting_aio(fused=False)),
+    "uvloop-aio-two-steps": _uvloop(_intercepting_aio(fused=False)),
+    "asyncio-streams": _asyncio(_intercepting_streams),
+    "asyncio-protocol": _asyncio(_intercepting_protocol),
+    "uvloop-streams": _uvloop(_intercepting_streams),
+    "uvloop-protocol": _uvloop(_intercepting_protocol),
 }
 
 

@@ -86,7 +86,7 @@ def _on_loops(*options: str) -> dict[str, Command]:
     """The ways of writing it for an event loop, on both loops."""
     ways = {
         "aio": "aio",
-        "aio, two steps": "aio-two-steps",
+        "aio in two steps": "aio-two-steps",
         "Protocol": "protocol",
         "streams": "streams",
     }

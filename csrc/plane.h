@@ -176,6 +176,7 @@ int lc_command(struct lc_plane *p, const struct command *c);    /* under the loc
 
 /* plane_user.c */
 void lc_hush(struct lc_plane *p);                               /* under the lock */
+int lc_say_how(struct relay *r, const struct lc_pair *pair);    /* -ENOMEM; descriptors apart */
 
 /* plane_slab.c */
 struct relay *lc_slot(struct lc_plane *p, uint32_t slot);

@@ -291,10 +291,14 @@ int lc_plane_answer(struct lc_plane *p, const struct lc_answer *answers, int n)
 
         if (r == NULL || r->state != ASKED)
             continue;
-        r->state = NEW;
-        r->job->action = answers[i].action;
-        if (answers[i].to.family != 0)
-            r->job->to = answers[i].to;
+        if (answers[i].how != NULL && lc_say_how(r, answers[i].how) < 0) {
+            c.what = DO_KILL;
+        } else {
+            r->state = NEW;
+            r->job->action = answers[i].action;
+            if (answers[i].to.family != 0)
+                r->job->to = answers[i].to;
+        }
         (void)lc_command(p, &c);
         taken++;
     }

@@ -8,31 +8,40 @@ static uint32_t patience(int64_t ms)
     return ms < 0 ? LC_NONE : ms >= LC_NONE ? LC_NONE - 1 : (uint32_t)ms;
 }
 
-static int fill(struct relay *r, const struct lc_pair *pair)
+int lc_say_how(struct relay *r, const struct lc_pair *pair)
 {
     if (pair->prefix_size > 0
         && (r->hold[0] = lc_hold_bytes(pair->prefix, pair->prefix_size)) == NULL)
         return -ENOMEM;
     if (pair->prefix_down_size > 0
-        && (r->hold[1] = lc_hold_bytes(pair->prefix_down, pair->prefix_down_size)) == NULL)
+        && (r->hold[1] = lc_hold_bytes(pair->prefix_down, pair->prefix_down_size)) == NULL) {
+        free(r->hold[0]);
+        r->hold[0] = NULL;
         return -ENOMEM;
-    if (pair->upstream < 0) {
-        if ((r->job = calloc(1, sizeof *r->job)) == NULL)
-            return -ENOMEM;
-        r->job->open = *pair->open;
-        r->job->to = *pair->to;
-        r->job->timeout = patience(pair->timeout);
     }
-    r->trail = pair->trail;
     r->idle = patience(pair->idle);
     r->total = patience(pair->total);
     if (pair->limit_up >= 0)
         r->limit[0] = (uint64_t)pair->limit_up;
     if (pair->limit_down >= 0)
         r->limit[1] = (uint64_t)pair->limit_down;
+    if (r->job != NULL)
+        r->job->timeout = patience(pair->timeout);
+    return 0;
+}
+
+static int fill(struct relay *r, const struct lc_pair *pair)
+{
+    if (pair->upstream < 0) {
+        if ((r->job = calloc(1, sizeof *r->job)) == NULL)
+            return -ENOMEM;
+        r->job->open = *pair->open;
+        r->job->to = *pair->to;
+    }
+    r->trail = pair->trail;
     atomic_store_explicit(&r->fd[0], pair->client, memory_order_relaxed);
     atomic_store_explicit(&r->fd[1], pair->upstream, memory_order_relaxed);
-    return 0;
+    return lc_say_how(r, pair);
 }
 
 int lc_plane_submit(struct lc_plane *p, struct lc_pair *pairs, int n)

@@ -317,6 +317,7 @@ struct lc_answer {
     uint64_t id;
     int action;         /* LC_HAND_OVER: `client` of the completion is the caller's from now on */
     struct lc_addr to;  /* family 0: the original destination */
+    const struct lc_pair *how;  /* its limits, prefixes and time-outs; NULL: as the listener has them */
 };
 
 int lc_plane_open(struct lc_plane **out);

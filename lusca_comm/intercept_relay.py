@@ -71,10 +71,10 @@ class Question:
         return self._fd
 
     def give(self) -> tuple[int, int]:
-        """The descriptor and the id, for an answer that is sent together with others."""
+        """Id and descriptor, for an answer that is sent together with others."""
         fd = self._fd
         self._used()
-        return fd, self._id
+        return self._id, fd
 
     def deny(self) -> None:
         """Resets the connection."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import engines, spoof
 from ._shim import ffi, lib
-from .address import Address, to_shim
+from .address import Address, shim_of, to_shim
 from .constants import COMM_TPROXY_REM
 from .errors import CommError
 from .reactor.timers import seconds_of
@@ -107,10 +107,12 @@ def lent(*things: Any) -> Iterator[tuple[int, ...]]:
         sock.detach()
 
 
-def connect_request(source: Address | None, to: Address, flags: int, mark: int | None) -> Any:
+def connect_request(
+    source: Address | None, to: Address, flags: int, mark: int | None
+) -> tuple[Any, Any]:
     """``struct lc_open`` and ``struct lc_addr`` of a connect from `source` (None: the machine's)
     to `to`."""
-    there = to_shim(to)
+    there = shim_of(to)
     family = socket.AF_INET6 if there.family == 6 else socket.AF_INET
     request = spoof.request_for(socket.SOCK_STREAM, 0, source, family, flags, 0, mark, None, False)
     if flags & COMM_TPROXY_REM:
@@ -228,6 +230,16 @@ class Plane:
             check(lib.lc_plane_submit(plane, pairs, len(relays)))
             for i, relay in enumerate(relays):
                 relay._id = pairs[i].id
+                relay._plane = self
+                self._put(relay)
+
+    def answer(self, answers: Any, relays: Sequence[Relay]) -> None:
+        """Answers questions (``struct lc_answer``) that go on as `relays`."""
+        plane = self._open()
+        with self._lock:
+            check(lib.lc_plane_answer(plane, answers, len(relays)))
+            for i, relay in enumerate(relays):
+                relay._id = answers[i].id
                 relay._plane = self
                 self._put(relay)
 

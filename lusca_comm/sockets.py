@@ -276,6 +276,15 @@ def _seen(fd: int, entry: Entry | None) -> Any:
     return address
 
 
+def stream_of(fd: int, family: int) -> socket.socket:
+    """A socket object that owns `fd`, a stream of the family, non-blocking already: the system need
+    not be asked."""
+    sock = socket.socket(family, socket.SOCK_STREAM | _NONBLOCK, 0, fileno=fd)
+    if not _NONBLOCK:
+        sock.settimeout(0)
+    return sock
+
+
 def socket_of(fd: int) -> socket.socket:
     """A socket object that owns `fd`, non-blocking."""
     try:

@@ -6,20 +6,24 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Awaitable, Generator
-from typing import Any
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 from .. import intercept, spoof
 from .._shim import ffi, lib
-from ..address import Address, from_shim, spell
+from ..address import Address, from_shim, shim_of, spell
 from ..connect import outcome
 from ..constants import COMM_REUSEADDR, COMM_TPROXY_REM, COMM_TRANSPARENT_PORT
 from ..errors import CommError
 from ..plane import connect_request, milliseconds
 from ..reactor.timers import seconds_of
-from ..sockets import socket_of
+from ..sockets import stream_of
+from ..spoof import Spoof
 from .endpoint import Endpoint
 from .waiting import writable
+
+if TYPE_CHECKING:
+    from .connection import Connection
 
 __all__ = ["Connecting", "Upstream", "connect"]
 
@@ -27,52 +31,74 @@ __all__ = ["Connecting", "Upstream", "connect"]
 class Upstream(Endpoint):
     """A connection that was made."""
 
+    _spoof: Spoof | None = None
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        to: Address,
-        spoofed: spoof.Spoof,
+        made: Connecting,
+        request: Any,
+        reason: str,
         trail: int,
     ) -> None:
-        super().__init__(loop)
+        """:param request: what `sock` was opened by.
+        :param reason: why its source is not all that was asked for."""
+        self._loop = loop
         self._sock = sock
+        self._made = made
+        self._request = request
+        self._reason = reason
         self._trail = trail
-        self._peer = to
-        self._spoof = spoofed
 
     @property
     def peer(self) -> Address:
         """Where it goes."""
-        return self._peer
+        return self._made.to
 
     @property
-    def spoof(self) -> spoof.Spoof:
-        """What it really got as its source."""
+    def spoof(self) -> Spoof:
+        """What it really got as its source.
+
+        :raises CommError: EBADF where it is asked for the first time after the connection's end.
+        """
+        if self._spoof is None:
+            self._spoof = self._seen()
         return self._spoof
 
+    def _seen(self) -> Spoof:
+        if self._gone:
+            raise CommError(errno.EBADF, f"no connection: {self._gone}")
+        local, request = ffi.new("struct lc_addr *"), self._request
+        lib.lc_seen(self.fileno(), request, local)
+        if not request.flags & COMM_TPROXY_REM:
+            return Spoof(from_shim(local), False, "not asked for")
+        kept = request.flags & COMM_TRANSPARENT_PORT and request.address.port == local.port != 0
+        return Spoof(from_shim(local), bool(kept), self._reason)
 
-class Connecting(Awaitable[Upstream]):
+
+class Connecting:
     """A connection that has not been made. ``await`` makes it; :meth:`Connection.relay` and
     :func:`lusca_comm.aio.relay` hand it to the data plane, where it is made and relayed in one
     step."""
 
-    __slots__ = ("_begun", "_flags", "_mark", "_owner", "_source", "_timeout", "_to")
+    __slots__ = ("_begun", "_conn", "_flags", "_mark", "_source", "_timeout", "_to")
 
     def __init__(
         self,
-        to: Address,
+        to: Address | None,
         source: Address | None,
         spoof: bool,
         keep_port: bool,
         mark: int | None,
         timeout: float | None,
-        owner: list[Upstream] | None = None,
+        conn: Connection | None = None,
     ) -> None:
+        """:param conn: has what is None here."""
         flags = COMM_REUSEADDR
         if spoof:
             flags |= COMM_TPROXY_REM | (COMM_TRANSPARENT_PORT if keep_port else 0)
-            if source is None:
+            if source is None and conn is None:
                 raise CommError(errno.EINVAL, "spoof=True needs the source to go by")
         elif keep_port:
             raise CommError(errno.EINVAL, "keep_port goes with spoof=True")
@@ -83,41 +109,81 @@ class Connecting(Awaitable[Upstream]):
         self._flags = flags
         self._mark = mark
         self._timeout = timeout
-        self._owner = owner
+        self._conn = conn
         self._begun = False
 
     def __await__(self) -> Generator[Any, None, Upstream]:
         return self._connect().__await__()
 
+    def _begin(self) -> None:
+        if self._begun:
+            raise RuntimeError("this connection was made already")
+        self._begun = True
+
+    def answer(self, client: object) -> tuple[Connection, int, Any, int] | None:
+        """`client`, an action, ``struct lc_addr`` or None, and milliseconds, where the answer to
+        the question that `client` still is can say all there is to say."""
+        conn = self._conn
+        if (
+            conn is None
+            or conn is not client
+            or conn._asked is None
+            or conn._gone
+            or self._source is not None
+            or self._mark is not None
+            or self._flags & COMM_TRANSPARENT_PORT
+        ):
+            return None
+        self._begin()
+        action = lib.LC_SPOOF if self._flags & COMM_TPROXY_REM else lib.LC_RELAY
+        to = None if self._to is None else shim_of(self._to)
+        return conn, action, to, milliseconds(self._timeout)
+
     def request(self) -> tuple[Any, Any, int]:
         """``struct lc_open``, ``struct lc_addr`` and milliseconds, once.
 
         Raises CommError; RuntimeError at the second time."""
-        if self._begun:
-            raise RuntimeError("this connection was made already")
-        self._begun = True
-        request, to = connect_request(self._source, self._to, self._flags, self._mark)
-        return request, to, milliseconds(self._timeout)
+        self._begin()
+        return *self._request(), milliseconds(self._timeout)
+
+    def _request(self) -> tuple[Any, Any]:
+        mark = self._mark
+        if mark is None and self._conn is not None:
+            mark = self._conn._server._mark
+        return connect_request(self.source, self.to, self._flags, mark)
+
+    @property
+    def to(self) -> Address:
+        if self._to is None:
+            assert self._conn is not None
+            return self._conn.original
+        return self._to
+
+    @property
+    def source(self) -> Address | None:
+        if self._source is None and self._conn is not None and self._flags & COMM_TPROXY_REM:
+            return self._conn.peer
+        return self._source
 
     def failure(self, code: int) -> CommError:
         """What the plane, which tells an errno, could have said."""
-        text = f"connecting to {spell(self._to)}"
-        if self._flags & COMM_TPROXY_REM and self._source is not None:
-            text += f" as {self._source[0]}"
+        text = f"connecting to {spell(self.to)}"
+        if self._flags & COMM_TPROXY_REM and self.source is not None:
+            text += f" as {self.source[0]}"
         if code in (errno.EPERM, errno.EACCES) and self._flags & COMM_TPROXY_REM:
             return CommError(code, f"{text} needs {spoof.CAPABILITY}")
         return CommError(code, f"{text}: {os.strerror(code)}")
 
     def upstream(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Upstream:
         """What the plane made, given back."""
-        request, _ = connect_request(self._source, self._to, self._flags, self._mark)
-        return Upstream(loop, sock, self._to, _got(sock, request, ""), 0)
+        request, _ = self._request()
+        return Upstream(loop, sock, self, request, "", 0)
 
     async def _connect(self) -> Upstream:
         loop = asyncio.get_running_loop()
         request, to, _ = self.request()
         fd, reason = spoof.open_socket(request, False)
-        sock = socket_of(fd)
+        sock = stream_of(fd, socket.AF_INET6 if request.family == 6 else socket.AF_INET)
         trail = 0
         try:
             code = -lib.lc_connect_as(fd, request, to)
@@ -130,14 +196,14 @@ class Connecting(Awaitable[Upstream]):
                 code = await self._outcome(loop, fd, to)
             if code:
                 raise self.failure(code)
-            upstream = Upstream(loop, sock, self._to, _got(sock, request, reason), trail)
+            upstream = Upstream(loop, sock, self, request, reason, trail)
         except BaseException:
             sock.close()
             if trail:
                 intercept.forget_outgoing(trail)
             raise
-        if self._owner is not None:
-            self._owner.append(upstream)
+        if self._conn is not None:
+            self._conn._upstreams.append(upstream)
         return upstream
 
     async def _outcome(self, loop: asyncio.AbstractEventLoop, fd: int, to: Any) -> int:
@@ -148,15 +214,6 @@ class Connecting(Awaitable[Upstream]):
             code = outcome(fd, to)
             if code != errno.EINPROGRESS:
                 return code
-
-
-def _got(sock: socket.socket, request: Any, reason: str) -> spoof.Spoof:
-    local = ffi.new("struct lc_addr *")
-    lib.lc_seen(sock.fileno(), request, local)
-    if not request.flags & COMM_TPROXY_REM:
-        return spoof.Spoof(from_shim(local), False, "not asked for")
-    kept = request.flags & COMM_TRANSPARENT_PORT and request.address.port == local.port != 0
-    return spoof.Spoof(from_shim(local), bool(kept), reason)
 
 
 def connect(

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..address import Address
 from ..intercept_relay import Question
 from ..relayed import RelayResult
+from ..sockets import stream_of
 from .connecting import Connecting, Upstream
-from .endpoint import Endpoint
+from .endpoint import RELAYED, Endpoint
+from .planes import LoopPlane
 from .relaying import relay
 
 if TYPE_CHECKING:
@@ -28,11 +30,13 @@ class Connection(Endpoint):
 
     _accepted = True
 
-    def __init__(self, server: InterceptServer, question: Question) -> None:
-        super().__init__(server._loop)
+    def __init__(self, server: InterceptServer, question: Question, family: int) -> None:
+        """:param family: of the socket, and so of the listener."""
+        self._loop = server._loop
         self._server = server
         self._asked: Question | None = question
         self._question = question
+        self._family = family
         self._upstreams: list[Upstream] = []
         self._limit = server._limit
 
@@ -78,15 +82,7 @@ class Connection(Endpoint):
         :param timeout: seconds to connect in (ETIMEDOUT); None: the kernel's.
         :raises CommError: when awaited; see :func:`lusca_comm.aio.connect`.
         """
-        return Connecting(
-            self.original if to is None else to,
-            self.peer if spoof and source is None else source,
-            spoof,
-            keep_port,
-            self._server._mark if mark is None else mark,
-            timeout,
-            self._upstreams,
-        )
+        return Connecting(to, source, spoof, keep_port, mark, timeout, self)
 
     def relay(
         self,
@@ -114,8 +110,7 @@ class Connection(Endpoint):
 
     def _socket(self) -> socket.socket:
         if self._asked is not None and not self._gone:
-            asked, self._asked = self._asked, None
-            self._sock = asked.take()
+            self._sock = stream_of(self._take(), self._family)
         return super()._socket()
 
     def _descriptor(self) -> int:
@@ -128,12 +123,25 @@ class Connection(Endpoint):
             asked, self._asked = self._asked, None
             asked.deny()
 
-    def _give(self) -> tuple[int, int]:
+    def _take(self) -> int:
+        """The descriptor, which is the plane's no more."""
+        assert self._asked is not None
+        (id, fd), self._asked = self._asked.give(), None
+        LoopPlane.of(self._loop).hand_over(id)
+        return fd
+
+    def _give(self) -> int:
         if self._asked is None:
             return super()._give()
-        asked, self._asked = self._asked, None
-        self._gone = "it was relayed"
-        return asked.give()
+        self._gone = RELAYED
+        return self._take()
+
+    def _give_question(self) -> int:
+        """Its id."""
+        assert self._asked is not None
+        (id, _), self._asked = self._asked.give(), None
+        self._gone = RELAYED
+        return id
 
     def _left(self) -> None:
         """The handler has ended: nothing of it may be left."""

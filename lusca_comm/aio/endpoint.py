@@ -23,7 +23,7 @@ __all__ = ["Endpoint"]
 _LINGER = 10.0  # seconds, as comm_lingering_close
 _CHUNK = 65536
 _CLOSED = "it was closed"
-_RELAYED = "it was relayed"
+RELAYED = "it was relayed"
 _Self = TypeVar("_Self", bound="Endpoint")
 
 
@@ -34,14 +34,14 @@ class Endpoint:
     _accepted = False
     _limit = 65536  # of the StreamReader
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._sock: socket.socket | None = None
-        self._streams: Streams | None = None
-        self._unread = b""  # read, and given back by a relay
-        self._trail = 0
-        self._gone = ""  # why there is no socket any more
-        self._side: TransportSide
+    _loop: asyncio.AbstractEventLoop
+    # Most connections never get others than these.
+    _sock: socket.socket | None = None
+    _streams: Streams | None = None
+    _side: TransportSide
+    _unread = b""  # read, and given back by a relay
+    _trail = 0
+    _gone = ""  # why there is no socket any more
 
     @property
     def peer(self) -> Address:
@@ -219,14 +219,14 @@ class Endpoint:
         self._side = TransportSide(await self._streams.transport(), self._streams.reader)
         return await self._side._settle()
 
-    def _give(self) -> tuple[int, int]:
+    def _give(self) -> int:
         if self._streams is not None:
             self._streams = None
             given = self._side._give()
             del self._side
         else:
-            given = self._socket().detach(), 0
-        self._sock, self._gone, self._unread = None, _RELAYED, b""
+            given = self._socket().detach()
+        self._sock, self._gone, self._unread = None, RELAYED, b""
         return given
 
     def _give_trail(self) -> int:

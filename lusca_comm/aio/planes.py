@@ -22,7 +22,7 @@ from ..plane import Plane, check, fill_pair
 from ..relayed import Relay, RelayResult
 from ..sockets import socket_of
 
-__all__ = ["LoopPlane"]
+__all__ = ["LoopPlane", "drop", "reset"]
 
 _BATCH = 64
 _planes: weakref.WeakValueDictionary[int, LoopPlane] = weakref.WeakValueDictionary()  # by id(loop)
@@ -46,10 +46,12 @@ class LoopPlane:
         self._users = 0
         self._fd = -1
         self._batch: list[Relay] = []
+        self._answered: list[Relay] = []
+        self._handed: list[int] = []
         self._pairs: Any = None
         self._answers: Any = None
-        self._asked = 0
-        self._holds: list[Any] = []  # what the pairs point to
+        self._hows: Any = None  # of the answers
+        self._holds: list[Any] = []  # what all of these point to
         self._life: AsyncGenerator[None, None] | None = None
 
     @classmethod
@@ -82,6 +84,7 @@ class LoopPlane:
     def _close(self) -> None:
         if self._fd < 0:
             return
+        self._flush()
         self.loop.remove_reader(self._fd)
         self._fd = -1
         self.plane.close()
@@ -122,7 +125,6 @@ class LoopPlane:
     async def relay(
         self,
         client: int,
-        question: int,
         upstream: int,
         connect: tuple[Any, Any, int] | None,
         prefixes: tuple[bytes, bytes],
@@ -133,7 +135,6 @@ class LoopPlane:
         """Hands descriptors over, which are the plane's from now on, and waits for the end.
         :meth:`use` comes first. Cancelled, it ends the relay ("killed").
 
-        :param question: the id of the question that `client` still is; 0: it is none.
         :param connect: ``struct lc_open``, ``struct lc_addr`` and milliseconds, where `upstream`
             is -1.
         """
@@ -141,11 +142,6 @@ class LoopPlane:
             self._flush()
         if self._pairs is None:
             self._pairs = ffi.new("struct lc_pair[]", _BATCH)
-            self._answers = ffi.new("struct lc_answer[]", _BATCH)
-        if question:
-            answer = self._answers[self._asked]
-            answer.id, answer.action = question, lib.LC_HAND_OVER
-            self._asked += 1
         pair = self._pairs[len(self._batch)]
         pair.client, pair.upstream, pair.trail = client, upstream, trail
         if connect is not None:
@@ -153,39 +149,92 @@ class LoopPlane:
         held = fill_pair(pair, prefixes[0], limits, times, prefixes[1])
         if held is not None or connect is not None:
             self._holds.append((held, connect))
+        return await self._end_of(self._batch)
+
+    def hand_over(self, question: int) -> None:
+        """The descriptor of a question is the caller's from now on. The plane, which does not touch
+        it anyway, is told together with others."""
+        self._soon()
+        self._handed.append(question)
+
+    async def answer(
+        self,
+        question: int,
+        action: int,
+        to: Any,
+        timeout: int,
+        prefix: bytes,
+        limits: tuple[int | None, int | None],
+        times: tuple[float | None, float | None],
+    ) -> RelayResult:
+        """The same for a connection that is still a question, by its answer.
+
+        :param to: ``struct lc_addr``; None: where it was going.
+        """
+        if len(self._answered) == _BATCH:
+            self._flush()
+        if self._answers is None:
+            self._answers = ffi.new("struct lc_answer[]", _BATCH)
+            self._hows = ffi.new("struct lc_pair[]", _BATCH)
+        i = len(self._answered)
+        answer, how = self._answers[i], self._hows[i]
+        answer.id, answer.action, answer.how = question, action, ffi.addressof(how)
+        if to is None:
+            answer.to.family = 0
+        else:
+            answer.to = to[0]
+        how.timeout = timeout
+        held = fill_pair(how, prefix, limits, times)
+        if held is not None:
+            self._holds.append(held)
+        return await self._end_of(self._answered)
+
+    async def _end_of(self, batch: list[Relay]) -> RelayResult:
+        """The end of a relay, which joins `batch`."""
+        self._soon()
         end: asyncio.Future[RelayResult] = self.loop.create_future()
         relay = Relay(self, functools.partial(_tell, end), None)
-        self._batch.append(relay)
-        if len(self._batch) == 1:
-            self.loop.call_soon(self._flush)
+        batch.append(relay)
         try:
             return await end
         except BaseException:
             relay.kill()
             if end.done() and not end.cancelled():
-                _drop(end.result())
+                drop(end.result())
             raise
 
+    def _soon(self) -> None:
+        if not (self._batch or self._answered or self._handed):
+            self.loop.call_soon(self._flush)
+
     def _flush(self) -> None:
-        if not self._batch:
-            return
         batch, self._batch = self._batch, []
-        asked, self._asked = self._asked, 0
+        answered, self._answered = self._answered, []
+        if self._handed:
+            handed, self._handed = self._handed, []
+            answers = ffi.new("struct lc_answer[]", len(handed))
+            for answer, question in zip(answers, handed, strict=True):
+                answer.id, answer.action = question, lib.LC_HAND_OVER
+            check(lib.lc_plane_answer(self.plane._open(), answers, len(handed)))
         try:
-            if asked:
-                check(lib.lc_plane_answer(self.plane._open(), self._answers, asked))
-            asked = 0
-            self.plane.submit(self._pairs, batch)
+            if batch:
+                self.plane.submit(self._pairs, batch)
         except CommError as why:
             for i, relay in enumerate(batch):
-                self._refused(relay, self._pairs[i], why.errno or errno.EIO, asked > 0)
+                for fd in (self._pairs[i].client, self._pairs[i].upstream):
+                    if fd >= 0:
+                        reset(fd)
+                self._refused(relay, why)
+        try:
+            if answered:
+                self.plane.answer(self._answers, answered)
+        except CommError as why:  # it was stopped, and its questions with it
+            for relay in answered:
+                self._refused(relay, why)
         self._holds.clear()
 
-    def _refused(self, relay: Relay, pair: Any, code: int, plane_has_it: bool) -> None:
-        """No memory for it, or the plane was stopped, and all questions with it."""
-        for fd in (-1 if plane_has_it else pair.client, pair.upstream):
-            if fd >= 0:
-                reset(fd)
+    def _refused(self, relay: Relay, why: CommError) -> None:
+        code = why.errno or errno.EIO
         relay._result = RelayResult(0, 0, 0.0, "error", code, "", None, None, None)
         self._ended(relay)
         self.guarded(relay._on_done, relay._result)
@@ -216,12 +265,12 @@ def _step(generator: AsyncGenerator[None, None]) -> None:
 
 def _tell(end: asyncio.Future[RelayResult], result: RelayResult) -> None:
     if end.done():  # cancelled
-        _drop(result)
+        drop(result)
     else:
         end.set_result(result)
 
 
-def _drop(result: RelayResult) -> None:
+def drop(result: RelayResult) -> None:
     """Nobody is there to take what is given back."""
     for sock in (result.client, result.upstream):
         if sock is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CommError
 from ..plane import check_arguments
@@ -13,6 +13,9 @@ from ..relayed import RelayResult
 from .connecting import Connecting
 from .planes import LoopPlane
 from .sides import Side, side_of
+
+if TYPE_CHECKING:
+    from .connection import Connection
 
 __all__ = ["relay"]
 
@@ -56,7 +59,11 @@ async def relay(
     first = check_arguments(relay, prefix, limits, (idle, total))
     loop = asyncio.get_running_loop()
     near, far, connecting = side_of(client), None, None
+    times = idle, total
     if isinstance(upstream, Connecting):
+        answer = upstream.answer(near)
+        if answer is not None:
+            return await _answer(loop, upstream, answer, first, limits, times)
         if near._keeps:
             connecting = upstream
         else:
@@ -69,34 +76,54 @@ async def relay(
     held_up = held_down = b""
     if near._buffers or (far is not None and far._buffers):
         began = loop.time()
-        settled = await _settle(loop, near, far, (idle, total))
+        settled = await _settle(loop, near, far, times)
         if isinstance(settled, RelayResult):
             return settled
         held_up, held_down = settled
         if total is not None:
-            total = max(0.0, total - (loop.time() - began))
+            times = idle, max(0.0, total - (loop.time() - began))
     up, later_up = _cut(near, first + held_up, limit_up)
     down, later_down = _cut(far, held_down, limit_down)
     # From here on nothing waits, until the plane has it.
     plane = LoopPlane.of(loop)
     plane.use()
-    fd, question = near._give()
-    other, trail = (far._give()[0], far._give_trail()) if far is not None else (-1, 0)
-    result = await plane.relay(
-        fd, question, other, request, (up, down), limits, (idle, total), trail
-    )
+    fd = near._give()
+    other, trail = (far._give(), far._give_trail()) if far is not None else (-1, 0)
+    result = await plane.relay(fd, other, request, (up, down), limits, times, trail)
     if result.client is None:
         return result
-    if connecting is not None and result.end == "connect":
-        near._take_back(result.client, held_up)
-        raise connecting.failure(result.errno)
     if connecting is not None:
+        if result.end == "connect":
+            near._take_back(result.client, held_up)
+            raise connecting.failure(result.errno)
         far = connecting.upstream(loop, result.upstream)
     assert far is not None
     return result._replace(
         client=near._take_back(result.client, later_up),
         upstream=far._take_back(result.upstream, later_down),
     )
+
+
+async def _answer(
+    loop: asyncio.AbstractEventLoop,
+    connecting: Connecting,
+    answer: tuple[Connection, int, Any, int],
+    prefix: bytes,
+    limits: tuple[int | None, int | None],
+    times: tuple[float | None, float | None],
+) -> RelayResult:
+    """A connection that nobody has touched: the plane only has to be told."""
+    plane = LoopPlane.of(loop)
+    plane.use()
+    conn, action, to, timeout = answer
+    question = conn._give_question()
+    result = await plane.answer(question, action, to, timeout, prefix, limits, times)
+    if result.client is None:
+        return result
+    client = conn._take_back(result.client, b"")
+    if result.end == "connect":
+        raise connecting.failure(result.errno)
+    return result._replace(client=client, upstream=connecting.upstream(loop, result.upstream))
 
 
 class _Broken(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from ..errors import CommError
 from ..intercept_relay import InterceptRelay, Question, intercept_relay
 from .connection import Connection
 from .opening import addresses_of, open_all
-from .planes import LoopPlane
+from .planes import LoopPlane, drop
 
 __all__ = ["InterceptServer", "start_intercept_server"]
 
@@ -91,7 +92,9 @@ class InterceptServer:
                 plane.plane,
                 sock,
                 policy=[("ask",)],
-                decide=self._decide,
+                decide=functools.partial(self._decide, sock.family),
+                on_done=drop,  # of relays that nobody waits for: the plane was stopped
+                mark=self._mark,
                 on_refused=self._refuse,
                 engine=self._engine,
             )
@@ -158,10 +161,10 @@ class InterceptServer:
 
     # -- connections ---------------------------------------------------------------------------
 
-    def _decide(self, questions: list[Question]) -> None:
+    def _decide(self, family: int, questions: list[Question]) -> None:
         self.accepted += len(questions)
         for question in questions:
-            connection = Connection(self, question)
+            connection = Connection(self, question, family)
             task = self._loop.create_task(self._handle(connection))
             self._handlers[task] = connection
             task.add_done_callback(self._handled)
@@ -171,7 +174,8 @@ class InterceptServer:
             await self._handler(connection)
             for upstream in connection._upstreams:
                 await upstream.close()
-            await connection.close()
+            if not connection._gone:
+                await connection.close()
         except Exception as why:
             connection._left()
             self._loop.call_exception_handler(

@@ -32,9 +32,8 @@ class Side(Protocol):
         """Waits until all that was written to it is in the kernel. From then on nothing reads it;
         what was read and not fetched is returned. Raises OSError where the connection is broken."""
 
-    def _give(self) -> tuple[int, int]:
-        """The descriptor, which is the caller's from now on, and the id of the question that it
-        still is, or 0."""
+    def _give(self) -> int:
+        """The descriptor, which is the caller's from now on."""
 
     def _give_trail(self) -> int:
         """Of the loop guard, which is the caller's from now on; 0: none."""
@@ -58,11 +57,11 @@ class SocketSide:
     async def _settle(self) -> bytes:
         return b""
 
-    def _give(self) -> tuple[int, int]:
+    def _give(self) -> int:
         sock = self._sock
         sock.settimeout(0)
         self._kind = sock.family, sock.type, sock.proto
-        return sock.detach(), 0
+        return sock.detach()
 
     def _give_trail(self) -> int:
         return 0
@@ -136,12 +135,12 @@ class TransportSide:
         reader.feed_eof()
         return await reader.read()
 
-    def _give(self) -> tuple[int, int]:
+    def _give(self) -> int:
         # The connection lives on in another descriptor; closing one of two says nothing to a peer.
         fd = os.dup(descriptor(self._transport))
         os.set_blocking(fd, False)
         self._transport.abort()
-        return fd, 0
+        return fd
 
     def _give_trail(self) -> int:
         return 0

@@ -14,8 +14,8 @@ from .._shim import lib
 from ..address import Address, descriptor
 from ..errors import CommError
 from .planes import reset
-from .sides import TransportSide
-from .streams import Streams
+from .sides import TransportSide, check_transport
+from .streams import Streams, abort
 from .waiting import readable
 
 __all__ = ["Endpoint"]
@@ -129,7 +129,7 @@ class Endpoint:
             with contextlib.suppress(OSError):
                 await streams.writer.wait_closed()
         finally:
-            streams.writer.transport.abort()
+            abort(streams.writer.transport)
 
     def reset(self) -> None:
         """Closes the connection by a reset, now. Idempotent."""
@@ -138,7 +138,7 @@ class Endpoint:
             if not self._gone:
                 with contextlib.suppress(CommError):
                     lib.lc_abort(descriptor(streams.writer))
-            streams.writer.transport.abort()
+            abort(streams.writer.transport)
         elif not self._gone:
             self._abort()
         self._gone = self._gone or _CLOSED
@@ -207,11 +207,13 @@ class Endpoint:
 
     _keeps = True
 
-    @property
-    def _buffers(self) -> bool:
+    def _relayable(self) -> bool:
         if self._gone:
             raise CommError(errno.EBADF, f"no connection: {self._gone}")
-        return self._streams is not None or self._unread != b""
+        if self._streams is None:
+            return self._unread != b""
+        check_transport(self._streams.writer.transport, self._streams.reader)
+        return True
 
     async def _settle(self) -> bytes:
         if self._streams is None:

@@ -67,14 +67,18 @@ async def relay(
         if near._keeps:
             connecting = upstream
         else:
+            near._relayable()
             upstream = await upstream
     if connecting is None:
         far = side_of(upstream)
         if near is far:
             raise CommError(errno.EINVAL, "client and upstream are the same connection")
+    settle = near._relayable()
+    if far is not None:
+        settle |= far._relayable()
     request = None if connecting is None else connecting.request()
     held_up = held_down = b""
-    if near._buffers or (far is not None and far._buffers):
+    if settle:
         began = loop.time()
         settled = await _settle(loop, near, far, times)
         if isinstance(settled, RelayResult):

@@ -14,7 +14,13 @@ from typing import Any
 from .. import intercept
 from .._shim import ffi, lib
 from ..address import spell
-from ..constants import COMM_INTERCEPT, COMM_REUSEADDR, COMM_REUSEPORT, COMM_TPROXY_LCL
+from ..constants import (
+    COMM_DOBIND,
+    COMM_INTERCEPT,
+    COMM_REUSEADDR,
+    COMM_REUSEPORT,
+    COMM_TPROXY_LCL,
+)
 from ..engines import probe_nat, row_of
 from ..errors import CommError
 from ..intercept_relay import InterceptRelay, Question, intercept_relay
@@ -291,7 +297,7 @@ async def start_intercept_server(
 
 
 def _flags(engine: str | None, reuse_port: bool) -> int:
-    flags = COMM_REUSEADDR | (COMM_REUSEPORT if reuse_port else 0)
+    flags = COMM_REUSEADDR | COMM_DOBIND | (COMM_REUSEPORT if reuse_port else 0)
     if engine is None:
         flags |= COMM_TPROXY_LCL
         try:

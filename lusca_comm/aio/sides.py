@@ -14,8 +14,9 @@ from ..address import descriptor
 from ..errors import CommError
 from ..plane import check_plain
 from .planes import reset
+from .streams import abort
 
-__all__ = ["Side", "SocketSide", "TransportSide", "side_of"]
+__all__ = ["Side", "SocketSide", "TransportSide", "check_transport", "side_of"]
 
 
 class Side(Protocol):
@@ -24,9 +25,9 @@ class Side(Protocol):
     _keeps: bool
     """It can be what it was, after a relay that gives it back."""
 
-    @property
-    def _buffers(self) -> bool:
-        """It may hold bytes: it has to settle."""
+    def _relayable(self) -> bool:
+        """Whether it may hold bytes, so that it has to settle. Raises TypeError, CommError where
+        it can't be relayed."""
 
     async def _settle(self) -> bytes:
         """Waits until all that was written to it is in the kernel. From then on nothing reads it;
@@ -46,13 +47,15 @@ class Side(Protocol):
 
 class SocketSide:
     _keeps = True
-    _buffers = False
 
-    def __init__(self, sock: Any) -> None:
-        check_plain(sock)
-        if sock.fileno() < 0:
-            raise CommError(errno.EBADF, f"{sock!r} is closed")
-        self._sock: socket.socket = sock
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def _relayable(self) -> bool:
+        check_plain(self._sock)
+        if self._sock.fileno() < 0:
+            raise CommError(errno.EBADF, f"{self._sock!r} is closed")
+        return False
 
     async def _settle(self) -> bytes:
         return b""
@@ -113,15 +116,14 @@ class TransportSide:
     """:param reader: where the transport belongs to a pair of streams."""
 
     _keeps = False
-    _buffers = True
 
     def __init__(self, transport: Any, reader: asyncio.StreamReader | None = None) -> None:
-        if transport.get_extra_info("sslcontext") is not None:
-            raise TypeError(f"{transport!r} is TLS: a relay moves bytes as they are")
-        if transport.is_closing() and (reader is None or reader.exception() is None):
-            raise CommError(errno.EBADF, f"{transport!r} is closed")
         self._transport = transport
         self._reader = reader
+
+    def _relayable(self) -> bool:
+        check_transport(self._transport, self._reader)
+        return True
 
     async def _settle(self) -> bytes:
         transport, reader = self._transport, self._reader
@@ -133,13 +135,15 @@ class TransportSide:
         if reader is None:
             return b""
         reader.feed_eof()
-        return await reader.read()
+        held = await reader.read()
+        transport.pause_reading()  # a reader that becomes empty has it go on
+        return held
 
     def _give(self) -> int:
         # The connection lives on in another descriptor; closing one of two says nothing to a peer.
         fd = os.dup(descriptor(self._transport))
         os.set_blocking(fd, False)
-        self._transport.abort()
+        abort(self._transport)
         return fd
 
     def _give_trail(self) -> int:
@@ -152,7 +156,15 @@ class TransportSide:
     def reset(self) -> None:
         with contextlib.suppress(CommError):
             lib.lc_abort(descriptor(self._transport))
-        self._transport.abort()
+        abort(self._transport)
+
+
+def check_transport(transport: Any, reader: asyncio.StreamReader | None) -> None:
+    """Raises TypeError, CommError."""
+    if transport.get_extra_info("sslcontext") is not None:
+        raise TypeError(f"{transport!r} is TLS: a relay moves bytes as they are")
+    if transport.is_closing() and (reader is None or reader.exception() is None):
+        raise CommError(errno.EBADF, f"{transport!r} is closed")
 
 
 def side_of(thing: Any) -> Side:

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import errno
 import socket
+import ssl
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Streams"]
+__all__ = ["Streams", "abort"]
 
 
 class _Collecting(asyncio.Transport):
@@ -74,14 +75,24 @@ class _Writer(asyncio.StreamWriter):
 
     _transport: asyncio.Transport
 
-    def __init__(self, made: asyncio.Future[None], *args: Any) -> None:
+    def __init__(self, streams: Streams, *args: Any) -> None:
         super().__init__(*args)
-        self._made = made
+        self._streams = streams
 
     async def drain(self) -> None:
-        if not self._made.done():
-            await asyncio.shield(self._made)
+        await self._streams.made()
         await super().drain()
+
+    async def start_tls(self, sslcontext: ssl.SSLContext, **options: Any) -> None:
+        """As that of asyncio, which has it since 3.11; as the first use of the streams also
+        before, and with the peer's first bytes not read yet."""
+        if not self._streams.begin_tls({"ssl": sslcontext, **options}):
+            plain: Any = super()
+            await plain.start_tls(sslcontext, **options)
+            return
+        await self._streams.made()
+        if self._streams.failure is not None:
+            raise self._streams.failure
 
 
 class _Protocol(asyncio.StreamReaderProtocol):
@@ -96,6 +107,13 @@ def _server_side(_reader: object, _writer: object) -> None:
     """A protocol that has this callback is a server's: StreamWriter.start_tls goes by it."""
 
 
+def abort(transport: asyncio.BaseTransport) -> None:
+    """FACT: a transport of asyncio 3.10 and 3.11 that had something to send when it was closed, and
+    has sent it, raises this."""
+    with contextlib.suppress(AttributeError):
+        transport.abort()  # type: ignore[attr-defined]
+
+
 class Streams:
     def __init__(
         self,
@@ -106,19 +124,45 @@ class Streams:
         accepted: bool,
     ) -> None:
         """:param first: bytes that the reader has before those of the socket."""
+        self._loop = loop
         self._sock = sock
+        self._accepted = accepted
         self._made: asyncio.Future[None] = loop.create_future()
+        self._began = False
+        self._tls: dict[str, Any] = {}
+        self.failure: BaseException | None = None
+        """Why there is no transport."""
         self.reader = asyncio.StreamReader(limit=limit, loop=loop)
         if first:
             self.reader.feed_data(first)
         protocol = _Protocol(self.reader, _server_side if accepted else None, loop=loop)
         protocol.streams = self
         self._collecting = _Collecting(sock)
-        self.writer = _Writer(self._made, self._collecting, protocol, self.reader, loop)
-        self._opening = loop.create_task(
-            loop.connect_accepted_socket(lambda: protocol, sock)  # the socket is the transport's
-        )
+        self.writer = _Writer(self, self._collecting, protocol, self.reader, loop)
+        self._opening = loop.create_task(self._open(protocol))
         self._opening.add_done_callback(self._opened)
+
+    async def _open(self, protocol: asyncio.StreamReaderProtocol) -> None:
+        """The socket becomes the transport's."""
+        self._began = True
+        loop, tls = self._loop, self._tls
+        if self._accepted or not tls:
+            await loop.connect_accepted_socket(lambda: protocol, self._sock, **tls)
+        else:
+            tls["server_hostname"] = tls.get("server_hostname") or ""
+            await loop.create_connection(lambda: protocol, sock=self._sock, **tls)
+
+    def begin_tls(self, tls: dict[str, Any]) -> bool:
+        """The transport will be one of TLS, if it is not under way yet."""
+        if self._began or self._collecting.queue:
+            return False
+        self._tls = tls
+        return True
+
+    async def made(self) -> None:
+        """Waits for the transport, or for its failure."""
+        if not self._made.done():
+            await asyncio.shield(self._made)
 
     def _begin(self, transport: asyncio.Transport) -> None:
         self.writer._transport = transport
@@ -133,6 +177,7 @@ class Streams:
             return
         self._collecting.abort()
         self._sock.close()
+        self.failure = why
         if not self._made.done():
             code = getattr(why, "errno", None) or errno.ECONNABORTED
             self.reader.set_exception(ConnectionAbortedError(code, f"no transport: {why!r}"))
@@ -140,8 +185,7 @@ class Streams:
 
     async def transport(self) -> asyncio.Transport:
         """The transport, once it is there. It may be closed by then."""
-        if not self._made.done():
-            await asyncio.shield(self._made)
+        await self.made()
         return self.writer._transport
 
     @property

@@ -109,6 +109,25 @@ int lc_trail_add(int fd, const struct lc_addr *to, uint64_t *trail)
     return err;
 }
 
+/* A connection over the loopback is accepted before connect(2) has returned. */
+int lc_trail_connect(int fd, const struct lc_open *request, const struct lc_addr *to,
+                     uint64_t *trail)
+{
+    struct lc_addr here;
+    int err;
+
+    *trail = 0;
+    enter();
+    err = request == NULL ? lc_connect(fd, to) : lc_connect_as(fd, request, to);
+    if ((err == 0 || err == -EINPROGRESS) && lc_local(fd, &here) == 0 && make_room() == 0) {
+        *trail = hash(&here, to);
+        insert(*trail);
+        n_trails++;
+    }
+    pthread_mutex_unlock(&lock);
+    return err;
+}
+
 /* Those behind the place that becomes empty move up: a search ends at an empty place. */
 int lc_trail_remove(uint64_t trail)
 {

@@ -346,6 +346,10 @@ int lc_plane_answer(struct lc_plane *plane, const struct lc_answer *answers, int
 /* The loop guard. A connection that this process makes under the machine's own name, noted right
  * after connect(2) began; and whether one that arrives is such a one. */
 int lc_trail_add(int fd, const struct lc_addr *to, uint64_t *trail);
+/* lc_connect_as (`request` NULL: lc_connect), and what it began is noted before any thread can ask
+ * about it; *trail is 0 where nothing is. */
+int lc_trail_connect(int fd, const struct lc_open *request, const struct lc_addr *to,
+                     uint64_t *trail);
 int lc_trail_remove(uint64_t trail);
 int lc_own_connection(const struct lc_addr *peer, const struct lc_addr *original);
 

@@ -127,6 +127,9 @@ class Connects(Sockets):
         """0, or the errno of connect(2)."""
         self.system_calls["connect"] += 1
         request = entry.request
+        if entry.outgoing is not None:
+            intercept.forget_outgoing(entry.outgoing)
+            entry.outgoing = None
         code = _connect(entry, to)
         if code == errno.EADDRNOTAVAIL and request is not None and request.address.port:
             if not request.flags & lib.LC_TRANSPARENT_PORT:
@@ -139,10 +142,6 @@ class Connects(Sockets):
                 return why.errno or errno.EADDRNOTAVAIL
             self._touch(entry)
             code = _connect(entry, to)
-        if entry.outgoing is not None:
-            intercept.forget_outgoing(entry.outgoing)
-        if not entry.flags & lib.LC_TPROXY_REM and code in (0, errno.EINPROGRESS):
-            entry.outgoing = intercept.remember_outgoing(entry.fd, to)
         return code
 
     def comm_error(self, sock: Any) -> int:
@@ -159,9 +158,13 @@ class Connects(Sockets):
 
 
 def _connect(entry: Entry, to: Any) -> int:
-    if entry.request is None:
-        return -int(lib.lc_connect(entry.fd, to))
-    return -int(lib.lc_connect_as(entry.fd, entry.request, to))
+    if entry.flags & lib.LC_TPROXY_REM:
+        if entry.request is None:
+            return -int(lib.lc_connect(entry.fd, to))
+        return -int(lib.lc_connect_as(entry.fd, entry.request, to))
+    code, trail = intercept.connect_noted(entry.fd, entry.request, to)
+    entry.outgoing = trail or None
+    return code
 
 
 def outcome(fd: int, to: Any) -> int:

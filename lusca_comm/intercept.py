@@ -54,9 +54,10 @@ def remember_listener(sock: socket.socket) -> None:
 # Connections that this process makes under the machine's own name are noted in csrc/plane_guard.c.
 # Where the machine's own traffic is intercepted and the proxy is not exempt, they come back as new
 # ones.
-def remember_outgoing(fd: int, to: Any) -> int | None:
-    """What to give to :func:`forget_outgoing`."""
-    return _trail[0] if lib.lc_trail_add(fd, to, _trail) == 0 else None
+def connect_noted(fd: int, request: Any, to: Any) -> tuple[int, int]:
+    """The errno of connect(2), and what to give to :func:`forget_outgoing`; 0: nothing."""
+    code = -lib.lc_trail_connect(fd, request or ffi.NULL, to, _trail)
+    return code, _trail[0]
 
 
 def forget_outgoing(trail: int) -> None:

@@ -186,12 +186,13 @@ class Connecting:
         sock = stream_of(fd, socket.AF_INET6 if request.family == 6 else socket.AF_INET)
         trail = 0
         try:
-            code = -lib.lc_connect_as(fd, request, to)
+            if not self._flags & COMM_TPROXY_REM:
+                code, trail = intercept.connect_noted(fd, request, to)
+            else:
+                code = -lib.lc_connect_as(fd, request, to)
             if code == errno.EADDRNOTAVAIL and request.flags & COMM_TRANSPARENT_PORT:
                 reason = spoof.port_reopened(fd, request)
                 code = -lib.lc_connect_as(fd, request, to)
-            if code in (0, errno.EINPROGRESS) and not self._flags & COMM_TPROXY_REM:
-                trail = intercept.remember_outgoing(fd, to) or 0
             if code == errno.EINPROGRESS:
                 code = await self._outcome(loop, fd, to)
             if code:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import types
+import weakref
 from typing import Any
 
 import mitmproxy.platform
@@ -28,6 +30,9 @@ from mitmproxy.version import VERSION
 import lusca_comm as lc
 
 VERSIONS = ("11.", "12.")  # the modules named above have been moved between major versions
+
+logger = logging.getLogger(__name__)
+listening: weakref.WeakSet[Any] = weakref.WeakSet()  # mitmproxy's server instances
 
 
 class ClientName(tuple[Any, ...]):
@@ -57,6 +62,10 @@ async def listen(instance: Any, host: str, port: int) -> list[asyncio.Server]:
         lc.comm_detach(sock)
         servers.append(await asyncio.start_server(instance.handle_stream, sock=sock))
         port = sock.getsockname()[1]
+    listening.add(instance)
+    logger.info(
+        "Port %d takes %s.", port, "TPROXY and REDIRECT" if ctx.options.lusca_tproxy else "REDIRECT"
+    )
     return servers
 
 
@@ -115,6 +124,21 @@ class Lusca:
             "lusca_tproxy", bool, True, "Listen for TPROXY also, which needs a privilege"
         )
         install()
+
+    def running(self) -> None:
+        self._task = asyncio.ensure_future(self.listen_anew())
+
+    async def listen_anew(self) -> None:
+        """mitmproxy 12 can have begun to listen before it loads an addon."""
+        try:
+            for instance in ctx.master.addons.get("proxyserver").servers:
+                transparent = isinstance(instance.mode, mode_specs.TransparentMode)
+                if transparent and instance not in listening:
+                    await instance.stop()
+                    await instance.start()
+        except OSError as why:
+            logger.error("%s", why)
+            ctx.master.shutdown()
 
     def server_connect(self, data: Any) -> None:
         """Chooses the source address of what an intercepted client asked for."""

@@ -7,12 +7,14 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from interop.web import (
     ADAPTERS,
     NAME,
     Place,
+    Program,
     curl,
     installed,
     intercepted,
@@ -59,6 +61,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         place.start({SPOOFING: commands.pop(SPOOFING)})  # it makes the CA of them all
         place.start({REDIRECT: commands.pop(REDIRECT)}, capabilities=())
         place.start(commands)
+        for port in (SPOOFING, PLAIN, REDIRECT):
+            place.proxies[port].says(rf"Port {port} takes (TPROXY and )?REDIRECT")
         yield place
 
 
@@ -99,6 +103,14 @@ def test_redirect_takes_no_privilege(place: Place, family: int) -> None:
     with intercepted(net.router, mode="redirect", port=REDIRECT):
         assert json.loads(curl(net, family))["peer"] == net.router_origin_ip[family]
     place.proxies[REDIRECT].says(seen(place, family, f"http://{NAME}/"))
+
+
+def test_tproxy_takes_a_privilege(place: Place, tmp_path: Path) -> None:
+    command = (MITMDUMP, f"--set=confdir={tmp_path}", "--mode", "transparent@3133", *OURS)
+    log = tmp_path / "log"
+    program = Program(place.net.router, log, *command, capabilities=())
+    program.says(r"a foreign address .* needs CAP_NET_ADMIN or CAP_NET_RAW")
+    assert program.process.wait(timeout=10) != 0
 
 
 @v4_and_v6

@@ -137,7 +137,7 @@ class Program:
         self._log = log
         with log.open("wb") as out:
             environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HOME": str(log.parent)}
-            host.popen(
+            self.process = host.popen(
                 [str(word) for word in command],
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -19,7 +19,6 @@ import socket
 import threading
 from typing import Any
 
-import proxy
 from proxy.common.flag import flags
 from proxy.common.version import __version__ as VERSION
 from proxy.core.connection import server as upstreams
@@ -28,6 +27,7 @@ from proxy.core.listener.tcp import TcpSocketListener
 from proxy.http.handler import HttpProtocolHandler
 from proxy.http.parser import HttpParser, httpParserTypes
 from proxy.http.proxy import HttpProxyBasePlugin
+from proxy.proxy import main as run
 
 import lusca_comm as lc
 
@@ -150,7 +150,7 @@ def install() -> None:
 
 def main() -> None:
     install()
-    proxy.main(work_klass=Handler, plugins=[InTheClientsName])
+    run(work_klass=Handler, plugins=[InTheClientsName])
 
 
 if __name__ == "__main__":

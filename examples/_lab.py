@@ -33,20 +33,23 @@ class Stage:
         self.failed = 0
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def example(self, plan: Plan, *options: str, host: Host | None = None) -> None:
+    def example(
+        self, plan: Plan, *options: str, host: Host | None = None
+    ) -> subprocess.Popen[bytes]:
         """Puts the plan into force in the router, and runs this very program there. On return it
         has said "ready"."""
         host = host or self.net.router
         host.run(_apply, plan)
-        self.start(host, [sys.executable, "-u", sys.argv[0], *options], "ready")
+        return self.start(host, [sys.executable, "-u", sys.argv[0], *options], "ready")
 
-    def start(self, host: Host, command: Sequence[str], until: str) -> None:
+    def start(self, host: Host, command: Sequence[str], until: str) -> subprocess.Popen[bytes]:
         """A program, whose lines are shown; on return it has said `until`."""
         program = host.popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )
         threading.Thread(target=self._show, args=(host.name, program), daemon=True).start()
         self.said(until)
+        return program
 
     def serve(self, host: Host, fn: Callable[..., None], *args: Any) -> None:
         """``fn(channel, *args)`` in the background; on return it has sent something."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lusca_comm.lab import Host, wait_for
+from firewall_peers import in_force
+
+from lusca_comm.firewall import Plan
+from lusca_comm.lab import Host, Topology, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -51,3 +56,16 @@ class Example:
         self.process.terminate()
         assert self.process.wait(20) == 0, self.text()
         assert "Traceback" not in self.text(), self.text()
+
+
+@contextlib.contextmanager
+def running(
+    net: Topology, folder: Path, name: str, *options: str, **plan: Any
+) -> Iterator[Example]:
+    """In the router, with the rules of this plan."""
+    example = Example(net.router, folder, name, *options)
+    try:
+        with in_force(net.router, Plan(**plan)):
+            yield example
+    finally:
+        example.stop()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _sni_lab import QUIC, datagrams
 from firewall_peers import (
     FAMILIES,
     SO_MARK,
@@ -35,28 +36,18 @@ from kernel.proxying import load_nft
 from kernel.test_firewall import removed
 
 from lusca_comm.firewall import Exempt, Only, Plan, Skip, render
-from lusca_comm.lab import Channel, Host, Topology, wait_for
+from lusca_comm.lab import Host, Topology, wait_for
 
 modes = pytest.mark.parametrize("mode", ["tproxy", "redirect"])
 hosts = pytest.fixture(shared_hosts, scope="module", name="hosts")
 MARK = 0x700
-QUIC = 443
 
 
 @pytest.fixture
 def net(hosts: Topology) -> Iterator[Topology]:
     serve_on(hosts.origin, 80, 81, name="origin")
-    start(hosts.origin, echo_datagrams)
+    start(hosts.origin, datagrams)
     yield from ended(hosts)
-
-
-def echo_datagrams(channel: Channel) -> None:
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(("::", QUIC))
-        channel.send("ready")
-        while True:
-            sock.sendto(*sock.recvfrom(100))
 
 
 def there(net: Topology, port: int = 80) -> list[Address]:

@@ -1,0 +1,76 @@
+"""What the examples that intercept on asyncio have in common: options, and a server's life."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from lusca_comm import CommError, aio
+
+__all__ = ["parser", "run"]
+
+Handler = Callable[[aio.Connection], Awaitable[object]]
+
+
+def parser(doc: str | None, spoof: bool = True) -> argparse.ArgumentParser:
+    """One whose help is the module's text."""
+    head, _, rest = (doc or "").partition("\n\n")
+    made = argparse.ArgumentParser(
+        description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--lab", action="store_true", help="show it in a lab of its own")
+    made.add_argument("--port", type=int, default=3129, help="to listen on (%(default)s)")
+    if spoof:
+        made.add_argument("--spoof", action="store_true", help="go on in the client's name")
+    made.add_argument(
+        "--redirect", action="store_true", help="take REDIRECT alone, which needs no privilege"
+    )
+    made.add_argument("--mark", type=lambda text: int(text, 0), help="SO_MARK of all it sends")
+    return made
+
+
+def run(
+    options: argparse.Namespace,
+    handler: Handler,
+    ready: Callable[[], object],
+    refused: Callable[[CommError], object],
+    hangup: Callable[[], object] | None = None,
+) -> int:
+    """Serves until SIGINT or SIGTERM; the exit status. `hangup` is for SIGHUP."""
+    try:
+        asyncio.run(_serve(options, handler, ready, refused, hangup))
+    except OSError as why:
+        print(f"{Path(sys.argv[0]).stem}: {why.strerror or why}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(
+    options: argparse.Namespace,
+    handler: Handler,
+    ready: Callable[[], object],
+    refused: Callable[[CommError], object],
+    hangup: Callable[[], object] | None,
+) -> None:
+    loop = asyncio.get_running_loop()
+    if hangup is not None:
+        loop.add_signal_handler(signal.SIGHUP, hangup)
+    async with await aio.start_intercept_server(
+        handler,
+        ("0.0.0.0", "::"),
+        options.port,
+        engine="netfilter" if options.redirect else None,
+        mark=options.mark,
+        on_refused=refused,
+    ) as server:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, server.close)
+        ready()
+        with contextlib.suppress(asyncio.CancelledError):
+            await server.serve_forever()
+        server.abort_clients()

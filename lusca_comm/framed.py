@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from ._shim import ffi, lib
 from .errors import CommError
 from .fdtable import Entry
-from .plane import Plane, check, check_arguments, lent, milliseconds
+from .plane import Plane, check, check_arguments, milliseconds
 from .relay import Relays
 from .relayed import Relay, RelayResult
 
-__all__ = ["Framed", "FramedRead", "FramedReads", "framed_read"]
+__all__ = ["Framed", "FramedRead", "FramedReads"]
 
 FRAMERS = {
     "http request": lib.LC_FRAMER_HTTP_REQUEST,
@@ -29,6 +29,10 @@ VERDICTS = {
     lib.LC_HEAD_H2: "h2",
 }
 ENDS = {lib.LC_END_EOF: "eof", lib.LC_END_IDLE: "time"}
+
+
+ABOUT = {"HEAD": lib.LC_HEAD_IS_HEAD, "CONNECT": lib.LC_HEAD_CONNECT}
+LIMITS = (16384, 65536, 256)
 
 
 class FramedRead(NamedTuple):
@@ -68,15 +72,43 @@ class FramedRead(NamedTuple):
 class Framed(Relay):
     """A framed read under way: :meth:`kill` ends it, and resets the connection."""
 
-    __slots__ = ("_callback", "_framed", "_how")
+    __slots__ = ("_callback", "_framed", "_held", "_how")
 
     def __init__(
-        self, owner: Any, callback: Callable[[FramedRead], object], data: Any, how: Any
+        self,
+        owner: Any,
+        framer: str,
+        callback: Callable[[FramedRead], object],
+        *,
+        timeout: float | None = None,
+        prefix: bytes = b"",
+        limits: Sequence[int] = LIMITS,
+        answers: str = "GET",
+        data: Any = None,
     ) -> None:
         super().__init__(owner, self._tell, data)
+        if framer not in FRAMERS:
+            raise CommError(errno.EINVAL, f"no framer {framer!r}; there are {', '.join(FRAMERS)}")
+        if not all(0 <= limit < 1 << 31 for limit in limits):
+            raise CommError(errno.EINVAL, f"limits {limits!r} are out of bounds")
         self._callback = callback
-        self._how = how
         self._framed: Any = None
+        first = check_arguments(callback, prefix, (None, None), (timeout,))
+        self._held = ffi.from_buffer("uint8_t[]", first)
+        how = self._how = ffi.new("struct lc_framing *")
+        how.framer, how.about = FRAMERS[framer], ABOUT.get(answers, 0)
+        how.limits.line, how.limits.head, how.limits.fields = limits
+        how.timeout = milliseconds(timeout)
+        how.prefix, how.prefix_size = self._held, len(first)
+
+    def _submit(self, plane: Plane, fd: int) -> None:
+        """Gives the descriptor to the plane."""
+        id = ffi.new("uint64_t *")
+        opened = plane._open()
+        with plane._lock:
+            check(lib.lc_plane_framed(opened, fd, self._how, id))
+            self._id, self._plane = id[0], plane
+            plane._put(self)
 
     def _tell(self, result: RelayResult) -> object:
         if self._framed is None:
@@ -84,9 +116,9 @@ class Framed(Relay):
                 FramedRead(result.end, None, b"", 0, (), "", 0, result.errno, self._data, None)
             )
         end, head, read = self._framed
-        http = self._how[0].framer <= lib.LC_FRAMER_HTTP_RESPONSE
+        http = self._how.framer <= lib.LC_FRAMER_HTTP_RESPONSE
         start = [(span.at, span.size) for span in head.start]
-        parts = 3 if http else 1 if self._how[0].framer == lib.LC_FRAMER_LENGTH16 else 0
+        parts = 3 if http else 1 if self._how.framer == lib.LC_FRAMER_LENGTH16 else 0
         whole = head.state == lib.LC_HEAD_WHOLE
         return self._callback(
             FramedRead(
@@ -102,45 +134,6 @@ class Framed(Relay):
                 head,
             )
         )
-
-
-ABOUT = {"HEAD": lib.LC_HEAD_IS_HEAD, "CONNECT": lib.LC_HEAD_CONNECT}
-
-
-def framing(
-    framer: str,
-    callback: Any,
-    timeout: float | None,
-    prefix: Any,
-    limits: Sequence[int],
-    answers: str,
-) -> tuple[Any, Any]:
-    """``struct lc_framing``, and what it points to."""
-    if framer not in FRAMERS:
-        raise CommError(errno.EINVAL, f"no framer {framer!r}; there are {', '.join(FRAMERS)}")
-    if not all(0 <= limit < 1 << 31 for limit in limits):
-        raise CommError(errno.EINVAL, f"limits {limits!r} are out of bounds")
-    first = check_arguments(callback, prefix, (None, None), (timeout,))
-    held = ffi.from_buffer("uint8_t[]", first)
-    how = ffi.new("struct lc_framing *")
-    how.framer, how.about = FRAMERS[framer], ABOUT.get(answers, 0)
-    how.limits.line, how.limits.head, how.limits.fields = limits
-    how.timeout = milliseconds(timeout)
-    how.prefix, how.prefix_size = held, len(first)
-    return how, held
-
-
-LIMITS = (16384, 65536, 256)
-
-
-def submit(plane: Plane, fd: int, framed: Framed) -> None:
-    """Gives the descriptor to the plane."""
-    id = ffi.new("uint64_t *")
-    opened = plane._open()
-    with plane._lock:
-        check(lib.lc_plane_framed(opened, fd, framed._how[0], id))
-        framed._id, framed._plane = id[0], plane
-        plane._put(framed)
 
 
 def take(done: Any) -> tuple[int, Any, bytes]:
@@ -182,9 +175,17 @@ class FramedReads(Relays):
         :param answers: the method of the request that an "http response" answers.
         :raises CommError: EINVAL, EBADF, EBUSY (relayed, or read already).
         """
-        how = framing(framer, callback, timeout, prefix, limits, answers)
+        framed = Framed(
+            self,
+            framer,
+            callback,
+            timeout=timeout,
+            prefix=prefix,
+            limits=limits,
+            answers=answers,
+            data=data,
+        )
         entry = self._relayable(sock)
-        framed = Framed(self, callback, data, how)
         if entry.error:
             self._broken_already(framed, (entry, entry))
         else:
@@ -199,27 +200,7 @@ class FramedReads(Relays):
         self._leave_table(entries[0], relay)
         try:
             self._watch_plane()
-            submit(self.plane, entries[0].fd, relay)
+            relay._submit(self.plane, entries[0].fd)
         except CommError as why:
             pair = ffi.new("struct lc_pair *", {"client": entries[0].fd, "upstream": -1})
             self._refused(relay, pair, why.errno or errno.EIO)
-
-
-def framed_read(
-    plane: Plane,
-    sock: Any,
-    framer: str,
-    callback: Callable[[FramedRead], object],
-    *,
-    timeout: float | None = None,
-    prefix: bytes = b"",
-    limits: Sequence[int] = LIMITS,
-    answers: str = "GET",
-    data: Any = None,
-) -> Framed:
-    """:meth:`Plane.framed_read`."""
-    how = framing(framer, callback, timeout, prefix, limits, answers)
-    framed = Framed(plane, callback, data, how)
-    with lent(sock) as (fd,):
-        submit(plane, fd, framed)
-    return framed

@@ -219,9 +219,12 @@ class Plane:
         self, sock: Any, framer: str, callback: Callable[[Any], object], **options: Any
     ) -> Any:
         """As :meth:`Reactor.framed_read`, with no reactor."""
-        from .framed import framed_read
+        from .framed import Framed
 
-        return framed_read(self, sock, framer, callback, **options)
+        framed = Framed(self, framer, callback, **options)
+        with lent(sock) as (fd,):
+            framed._submit(self, fd)
+        return framed
 
     def submit(self, pairs: Any, relays: Sequence[Relay]) -> None:
         """Hands ``struct lc_pair`` over, one for each of `relays`; all or none."""

@@ -90,6 +90,23 @@ int lc_tell_original(int fd)
     return lc_ask_original(fd, ss.ss_family, !only);
 }
 
+int lc_tells_original(int fd)
+{
+    int v4 = 0, v6 = 0;
+    socklen_t len = sizeof v4;
+
+#if defined(IP_RECVORIGDSTADDR) && defined(IPV6_RECVORIGDSTADDR)
+    (void)getsockopt(fd, IPPROTO_IP, IP_RECVORIGDSTADDR, &v4, &len);
+    len = sizeof v6;
+    (void)getsockopt(fd, IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, &v6, &len);
+#else
+    (void)getsockopt(fd, IPPROTO_IP, IP_RECVDSTADDR, &v4, &len);
+    len = sizeof v6;
+    (void)getsockopt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &v6, &len);
+#endif
+    return v4 != 0 || v6 != 0;
+}
+
 static int tells(const char *system, const struct cmsghdr *c)
 {
     size_t i;

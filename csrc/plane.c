@@ -328,11 +328,14 @@ static void release(struct lc_plane *p)
     lc_bell_close(p->notify);
     for (i = 0; i < LC_LISTENERS; i++)
         free(p->listener[i].rules);
+    for (i = 0; i < LC_LISTENERS; i++)
+        free(p->listener[i].flows);
     for (i = 0; i < LC_CHUNKS && p->chunk[i] != NULL; i++)
         free(p->chunk[i]);
     free(p->commands);
     free(p->heap);
     free(p->buffer);
+    lc_batch_free(p->batch);
     pthread_mutex_destroy(&p->lock);
     free(p);
 }

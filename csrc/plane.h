@@ -84,6 +84,7 @@ struct relay {
     struct http *http;          /* a session: plane_http.h; else NULL */
     struct pooled *pooled;      /* an idle upstream */
     struct framing *framing;    /* a framed read: plane_framed.c */
+    struct flow *flow;          /* of datagrams: plane_flows.h; else NULL */
     uint64_t trail;             /* both ends of the upstream, hashed, for the loop guard; 0: none */
 };
 
@@ -101,6 +102,7 @@ struct listener {
     struct lc_addr at;
     struct lc_listen how;
     struct rules *rules;
+    struct flows *flows;        /* of datagrams; else NULL */
 };
 
 struct command {
@@ -159,9 +161,12 @@ struct lc_plane {
     uint32_t pipe_size;
     uint64_t no_pipe;           /* until then no pipe is asked for */
     struct http_plane *http;    /* with the first service; plane_http.h says whose it is */
+    struct lc_batch *batch;     /* with the first listener for datagrams */
+    size_t waiting;             /* bytes of datagrams that wait for a decision */
 
     _Atomic uint64_t accepted, relayed, asked, denied, looped, failed, finished, up, down, live,
         requests;
+    _Atomic uint64_t datagrams, dropped, evicted;
 };
 
 /* Single writer: no read-modify-write needed. */
@@ -251,6 +256,14 @@ void lc_pool_end(struct lc_plane *p, struct relay *r);
 int lc_pool_spare(struct lc_plane *p);      /* 1: an idle upstream was closed: a descriptor is free */
 void lc_pool_clear(struct lc_plane *p);
 
+/* plane_flows.c, plane_flow.c: of relays and listeners that have `flow` and `flows` */
+int lc_flows_start(struct lc_plane *p, struct listener *l);
+void lc_flows_stop(struct lc_plane *p, struct listener *l);
+void lc_flows_event(struct lc_plane *p, uint32_t number);
+void lc_flow_answered(struct lc_plane *p, struct relay *r);
+void lc_flow_run(struct lc_plane *p, struct relay *r);
+void lc_flow_end(struct lc_plane *p, struct relay *r);
+
 /* plane_guard.c */
 void lc_guard_listener(int fd, int on);
 int lc_own_listener(const struct lc_addr *to);
@@ -261,6 +274,7 @@ void lc_poll_close(struct lc_plane *p);
 int lc_poll_add(struct lc_plane *p, int fd, uint64_t key);
 int lc_poll_add_listener(struct lc_plane *p, int fd, uint64_t key);
 int lc_poll_move(struct lc_plane *p, int fd, uint64_t key);     /* another's from now on */
+int lc_poll_add_reader(struct lc_plane *p, int fd, uint64_t key);   /* as lc_poll_add, to read */
 void lc_poll_remove(struct lc_plane *p, int fd);
 int lc_poll_wait(struct lc_plane *p, int64_t ms);   /* events, in p->event */
 int lc_bell_open(int bell[2]);

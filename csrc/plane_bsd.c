@@ -74,6 +74,11 @@ int lc_poll_move(struct lc_plane *p, int fd, uint64_t key)
     return lc_poll_add(p, fd, key);
 }
 
+int lc_poll_add_reader(struct lc_plane *p, int fd, uint64_t key)
+{
+    return change(p, fd, EVFILT_READ, EV_ADD | EV_CLEAR, key);
+}
+
 void lc_poll_remove(struct lc_plane *p, int fd)
 {
     (void)change(p, fd, EVFILT_READ, EV_DELETE, 0);

@@ -62,6 +62,12 @@ int lc_poll_move(struct lc_plane *p, int fd, uint64_t key)
     return control(p, EPOLL_CTL_MOD, fd, key, (uint32_t)EDGES);
 }
 
+/* To hear that there is room again, with every datagram that has left, would double the events. */
+int lc_poll_add_reader(struct lc_plane *p, int fd, uint64_t key)
+{
+    return control(p, EPOLL_CTL_ADD, fd, key, EPOLLIN | (uint32_t)EPOLLET);
+}
+
 void lc_poll_remove(struct lc_plane *p, int fd)
 {
     (void)epoll_ctl(p->poll, EPOLL_CTL_DEL, fd, NULL);

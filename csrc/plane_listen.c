@@ -194,6 +194,10 @@ void lc_listener_event(struct lc_plane *p, uint32_t number)
     struct lc_accepted got;
     int i, err;
 
+    if (l->flows != NULL) {
+        lc_flows_event(p, number);
+        return;
+    }
     for (i = 0; i < ACCEPTS && l->fd >= 0; i++) {
         err = lc_accept(l->fd, 0, &got);
         if (err == -EAGAIN)
@@ -240,6 +244,10 @@ void lc_answered(struct lc_plane *p, struct relay *r)
 {
     int action = r->job->action;
 
+    if (r->flow != NULL) {
+        lc_flow_answered(p, r);
+        return;
+    }
     if (action == LC_RELAY || action == LC_SPOOF) {
         go_there(p, r, action);
         return;
@@ -270,7 +278,10 @@ void lc_asked_end(struct lc_plane *p, struct relay *r)
     free(r->job);
     r->job = NULL;
     pthread_mutex_unlock(&p->lock);
-    lc_reset_fd(fd);
+    if (r->flow != NULL)
+        lc_flow_end(p, r);
+    else
+        lc_reset_fd(fd);
     lc_left(p, r);
     LC_ADD(p->finished, 1);
     if (fetched)
@@ -313,11 +324,13 @@ void lc_listener_start(struct lc_plane *p, uint32_t number, struct listener *mad
     struct listener *l = &p->listener[number];
 
     free(l->rules);
+    free(l->flows);
     *l = *made;
     free(made);
     l->transparent = lc_local(l->fd, &l->at) == 0 && lc_is_transparent(l->fd);
     lc_guard_listener(l->fd, 1);
-    if (lc_poll_add_listener(p, l->fd, number << 2 | KEY_LISTENER) < 0)
+    if ((l->how.flows > 0 && lc_flows_start(p, l) < 0)
+        || lc_poll_add_listener(p, l->fd, number << 2 | KEY_LISTENER) < 0)
         lc_listener_stop(p, number);
 }
 
@@ -332,6 +345,8 @@ void lc_listener_stop(struct lc_plane *p, uint32_t number)
     close(l->fd);
     l->fd = -1;
     l->held = 0;
+    if (l->flows != NULL)
+        lc_flows_stop(p, l);
     if (l->live == 0)
         p->over |= UINT64_C(1) << number;
 }

@@ -96,6 +96,8 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
         LC_ADD(p->failed, 1);
     else if (r->listener >= 0 && p->listener[r->listener].how.report == LC_REPORT_FAILED)
         r->silent = 1;
+    if (r->flow != NULL)
+        lc_flow_end(p, r);
     for (d = 0; d < 2; d++) {
         lc_hold_drop(p, r, d);
         part(p, r, d, what);
@@ -154,6 +156,8 @@ void lc_relay_timer(struct lc_plane *p, struct relay *r)
     }
     if (r->state != RELAYING)
         return;
+    if (r->flow != NULL && r->ready)
+        r->last = p->now;       /* a datagram waits for its turn */
     for (d = 0; d < 2; d++)
         if (lc_bulk_look(p, r, d))
             look = p->now + LC_LOOK;
@@ -196,6 +200,10 @@ void lc_relay_run(struct lc_plane *p, struct relay *r)
     }
     if (r->framing != NULL) {
         lc_framed_run(p, r);
+        return;
+    }
+    if (r->flow != NULL) {
+        lc_flow_run(p, r);
         return;
     }
     for (d = 0; d < 2 && r->state == RELAYING; d++)

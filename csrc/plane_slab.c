@@ -76,6 +76,7 @@ struct relay *lc_take(struct lc_plane *p)
     r->http = NULL;
     r->pooled = NULL;
     r->framing = NULL;
+    r->flow = NULL;
     r->trail = 0;
     for (d = 0; d < 2; d++) {
         r->side[d] = 0;

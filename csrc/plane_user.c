@@ -204,5 +204,8 @@ int lc_plane_totals(struct lc_plane *p, struct lc_totals *out)
     out->down = LC_GET(p->down);
     out->live = LC_GET(p->live);
     out->requests = LC_GET(p->requests);
+    out->datagrams = LC_GET(p->datagrams);
+    out->dropped = LC_GET(p->dropped);
+    out->evicted = LC_GET(p->evicted);
     return lc_alive(p) ? 0 : -ESRCH;
 }

@@ -105,8 +105,9 @@ int lc_recv(int fd, void *buffer, int size, struct lc_addr *peer, struct lc_addr
 int lc_send(int fd, const void *data, int size, const struct lc_addr *to,
             const struct lc_addr *from);
 
-/* Has a datagram socket that exists tell where each was going. */
+/* Has a datagram socket that exists tell where each was going; and whether one does. */
 int lc_tell_original(int fd);
+int lc_tells_original(int fd);
 
 /* Datagrams in batches. */
 enum { LC_BATCH = 64, LC_STRIDE = 65536 + 192 };
@@ -232,7 +233,8 @@ enum {
     LC_REFUSED,         /* nothing intercepted it, or relaying it would have been a loop: reset */
     LC_FRAMED,          /* a framed read is over: `framed`; its connection is given back */
     LC_CLOSED,          /* a listener, and all connections that came by it have left the plane */
-    LC_DRAINED
+    LC_DRAINED,
+    LC_END_EVICTED      /* a flow that had to go for another one */
 };
 
 /* The descriptors are non-blocking. */
@@ -275,6 +277,8 @@ struct lc_totals {
     uint64_t accepted, relayed, asked, denied, looped, failed, ended, up, down;
     uint64_t live;
     uint64_t requests;  /* of HTTP: exchanges that have ended */
+    uint64_t datagrams, dropped;    /* relayed; not */
+    uint64_t evicted;               /* flows that had to go for others */
 };
 
 enum { LC_REPORT_NONE, LC_REPORT_ALL, LC_REPORT_FAILED /* connects */ };
@@ -310,6 +314,7 @@ struct lc_listen {
     int direct;         /* not intercepted: there is no original destination */
     int report;         /* which ends are told by a completion: an LC_REPORT_ of these */
     int refusals;       /* they are told of: LC_REFUSED */
+    uint32_t flows;     /* of a listener for datagrams: how many there may be; else 0 */
     int64_t idle, total, timeout;
 };
 
@@ -341,6 +346,8 @@ int lc_plane_listen(struct lc_plane *plane, int fd, const struct lc_listen *how,
                     const struct lc_rule *rules, int n);
 int lc_plane_policy(struct lc_plane *plane, int listener, const struct lc_rule *rules, int n);
 int lc_plane_unlisten(struct lc_plane *plane, int listener);
+/* The first datagram of a flow that was asked about: how long it is; as much as fits is copied. */
+int lc_plane_waiting(struct lc_plane *plane, uint64_t id, void *buffer, int size);
 int lc_plane_answer(struct lc_plane *plane, const struct lc_answer *answers, int n);
 
 /* The loop guard. A connection that this process makes under the machine's own name, noted right

@@ -33,6 +33,7 @@ from .errors import CommError, NotIntercepted
 from .framed import FramedRead
 from .http import HttpLimits, HttpService
 from .intercept import Interception, original_destination
+from .intercept_flows import FlowQuestion, InterceptFlows
 from .intercept_relay import InterceptRelay, Question
 from .plane import Plane
 from .policy import Rule
@@ -83,6 +84,7 @@ connect_relay = default_reactor.connect_relay
 intercept_relay = default_reactor.intercept_relay
 http_service = default_reactor.http_service
 framed_read = default_reactor.framed_read
+intercept_flows = default_reactor.intercept_flows
 run = default_reactor.run
 stop = default_reactor.stop
 
@@ -116,6 +118,8 @@ __all__ = [
     "FramedRead",
     "HttpLimits",
     "HttpService",
+    "FlowQuestion",
+    "InterceptFlows",
     "InterceptRelay",
     "Interception",
     "NotIntercepted",
@@ -171,6 +175,7 @@ __all__ = [
     "engines",
     "framed_read",
     "http_service",
+    "intercept_flows",
     "intercept_relay",
     "original_destination",
     "preflight",

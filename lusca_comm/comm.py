@@ -12,12 +12,13 @@ from __future__ import annotations
 from .datagram import Datagrams
 from .http import HttpServices
 from .intercept import original_destination
+from .intercept_flows import FlowRelays
 from .options import Options
 
 __all__ = ["Reactor", "default_reactor"]
 
 
-class Reactor(Datagrams, HttpServices, Options):
+class Reactor(Datagrams, FlowRelays, HttpServices, Options):
     """A loop with every ``comm_`` call. The functions of :mod:`lusca_comm` are those of
     ``default_reactor``."""
 

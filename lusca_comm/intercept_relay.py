@@ -162,6 +162,7 @@ class InterceptRelay:
         how.refusals = on_refused is not None
         how.timeout = milliseconds(connect_timeout)
         how.idle, how.total = milliseconds(idle), milliseconds(total)
+        self._configure(how)
         fd = os.dup(descriptor(lsock))
         os.set_blocking(fd, False)
         try:
@@ -169,6 +170,9 @@ class InterceptRelay:
         except BaseException:
             os.close(fd)
             raise
+
+    def _configure(self, how: Any) -> None:
+        """What else the plane is to know of this listener."""
 
     def _table(self, policy: Sequence[Rule | tuple[Any, ...]]) -> tuple[Any, int]:
         return table(policy, "relay" if self._user_decide is None else "ask")

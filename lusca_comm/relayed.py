@@ -22,6 +22,7 @@ ENDS = {
     lib.LC_END_ERROR: "error",
     lib.LC_END_CONNECT: "connect",
     lib.LC_FRAMED: "framed",
+    lib.LC_END_EVICTED: "evicted",
 }
 SIDES = ("", "client", "upstream")
 
@@ -35,8 +36,8 @@ class RelayResult(NamedTuple):
     """Bytes delivered to the client."""
     seconds: float
     end: str
-    """"eof" both sides have ended, "reset", "idle", "total", "limit", "killed", "error", or
-    "connect": the upstream was not reached."""
+    """"eof" both sides have ended, "reset", "idle", "total", "limit", "killed", "error",
+    "connect": the upstream was not reached, or "evicted": a flow that had to go for another one."""
     errno: int
     """Of a reset or an error, else 0."""
     side: str
@@ -65,6 +66,12 @@ class Totals(NamedTuple):
     live: int
     requests: int
     """HTTP exchanges that have ended."""
+    datagrams: int
+    """Relayed."""
+    dropped: int
+    """Datagrams that were not: denied, of no flow, or not taken by a socket."""
+    evicted: int
+    """Flows that had to go for others."""
 
 
 class Owner(Protocol):

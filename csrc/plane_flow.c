@@ -4,8 +4,8 @@
  * FACT: once there is a socket bound to the original destination and connected to the client, the
  * kernel gives it what the client sends there, and the listener no more of it.
  *
- * SAFETY: between its bind(2) and its connect(2) a socket takes anybody's datagrams. So who sent one
- * is looked at, always.
+ * SAFETY: between its bind(2) and its connect(2) a socket may take anybody's datagrams (datagram_flow.c).
+ * So who sent one is looked at, always.
  *
  * FACT: with SO_REUSEADDR Linux may choose the very port that another such socket of that address
  * has (udp_lib_lport_inuse). So it is set only where the port is given. */
@@ -110,7 +110,7 @@ int lc_plane_waiting(struct lc_plane *p, uint64_t id, void *buffer, int size)
 static int open_client(const struct lc_listen *how, const struct flow *f, int *fd)
 {
     struct lc_open open;
-    int step, err;
+    int step;
 
     memset(&open, 0, sizeof open);
     open.family = f->original.family;
@@ -120,21 +120,15 @@ static int open_client(const struct lc_listen *how, const struct flow *f, int *f
     open.has_mark = how->has_mark;
     open.mark = how->mark;
     open.address = f->original;
-    *fd = lc_open(&open, &step);
-    if (*fd < 0)
-        return *fd;
-    err = lc_connect_as(*fd, &open, &f->peer);
-    if (err < 0) {
-        close(*fd);
-        *fd = -1;
-    }
-    return err;
+    *fd = lc_open_flow(&open, &f->peer, &step);
+    return *fd < 0 ? *fd : 0;
 }
 
+/* In the client's name, its port too; where that can't be had (-EADDRINUSE, -EACCES), any. */
 static int open_upstream(const struct lc_listen *how, struct relay *r, int action, int *fd)
 {
     struct lc_open *open = &r->job->open;
-    int err;
+    int step, err;
 
     memset(open, 0, sizeof *open);
     open->family = r->job->to.family;
@@ -143,11 +137,18 @@ static int open_upstream(const struct lc_listen *how, struct relay *r, int actio
     open->has_mark = how->has_mark;
     open->mark = how->mark;
     if (action == LC_SPOOF) {
-        open->flags = LC_TPROXY_REM | (how->flags & LC_TRANSPARENT_PORT);
-        if (open->flags & LC_TRANSPARENT_PORT)
-            open->flags |= SHARED;
+        open->flags = LC_TPROXY_REM;
         open->engine = how->spoofer;
         open->address = r->job->peer;
+    }
+    if (action == LC_SPOOF && (how->flags & LC_TRANSPARENT_PORT)) {
+        open->flags |= LC_TRANSPARENT_PORT | SHARED;
+        *fd = lc_open_flow(open, &r->job->to, &step);
+        if (*fd >= 0)
+            return 0;
+        if (step != LC_STEP_BIND || (*fd != -EADDRINUSE && *fd != -EACCES))
+            return *fd;
+        open->flags = LC_TPROXY_REM;
     }
     err = lc_connect_go(r->job, fd);
     if (err < 0 && *fd >= 0) {

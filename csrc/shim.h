@@ -47,7 +47,8 @@ enum {
     LC_STEP_DEVICE,
     LC_STEP_RIGHT,      /* the option that allows a foreign address: IP_TRANSPARENT, IP_BINDANY */
     LC_STEP_ORIGDST,    /* asking for the original destination of datagrams */
-    LC_STEP_BIND
+    LC_STEP_BIND,
+    LC_STEP_CONNECT     /* lc_open_flow alone */
 };
 
 struct lc_open {
@@ -105,6 +106,9 @@ int lc_recv(int fd, void *buffer, int size, struct lc_addr *peer, struct lc_addr
 int lc_send(int fd, const void *data, int size, const struct lc_addr *to,
             const struct lc_addr *from);
 
+/* A datagram socket opened as `request` says, with its port, and connected to `peer`, which is never
+ * found by other senders' datagrams where the system can do that. */
+int lc_open_flow(const struct lc_open *request, const struct lc_addr *peer, int *step);
 /* Has a datagram socket that exists tell where each was going; and whether one does. */
 int lc_tell_original(int fd);
 int lc_tells_original(int fd);

@@ -9,7 +9,6 @@ object: the flows stand in a poller of their own, which nests in the loop's.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import sys
 import time
@@ -18,8 +17,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from . import spoof
-from ._shim import lib
-from .address import Address, spell, to_shim
+from .address import Address, spell
 from .constants import COMM_REUSEADDR, COMM_REUSEPORT, COMM_TPROXY_LCL
 from .datagram_io import BATCH, Datagram, DatagramIO
 from .errors import CommError
@@ -204,7 +202,7 @@ class Flows:
             socket.SOCK_DGRAM, 0, original, None, flags, 0, mark or None, None, False
         )
         try:
-            fd, _ = spoof.open_socket(request, False)
+            fd = spoof.open_flow(request, peer)
         except CommError as why:
             if why.errno != errno.EADDRINUSE:
                 raise
@@ -213,11 +211,6 @@ class Flows:
         family = socket.AF_INET6 if request.family == 6 else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_DGRAM, 0, fileno=fd)
         sock.setblocking(False)
-        err = lib.lc_connect_as(fd, request, to_shim(peer))
-        if err < 0:
-            sock.close()
-            text = f"answering {spell(peer)} from {spell(original)}: {os.strerror(-err)}"
-            raise CommError(-err, text)
         return sock
 
     def _use(self, key: Key) -> None:

@@ -162,6 +162,19 @@ def open_socket(request: Any, spoof_fallback: bool) -> tuple[int, str]:
     return fd, reason
 
 
+def open_flow(request: Any, peer: Address) -> int:
+    """A datagram socket in a foreign name, as `request` asks for, connected to `peer`."""
+    step = ffi.new("int *")
+    request.engine = engines.spoofer("listen")
+    fd: int = lib.lc_open_flow(request, to_shim(peer), step)
+    if fd >= 0:
+        return fd
+    if step[0] == lib.LC_STEP_CONNECT:
+        where = spell(from_shim(request.address))
+        raise CommError(-fd, f"answering {spell(peer)} from {where}: {os.strerror(-fd)}")
+    raise _open_error(-fd, step[0], request)
+
+
 def allow(fd: int, row: int) -> None:
     """Grants a socket that exists the right to foreign local addresses."""
     code = -lib.lc_allow(fd, row)

@@ -121,10 +121,18 @@ class Proxy:
     """What the test knows of it."""
 
     def __init__(
-        self, host: Host, family: int, answer: str = "", dualstack: bool = False, **options: Any
+        self,
+        host: Host,
+        family: int,
+        answer: str = "",
+        dualstack: bool = False,
+        capabilities: Any = None,
+        **options: Any,
     ) -> None:
         address = ("::" if dualstack else WILDCARD[family], options.pop("port", PORT))
-        self.process = host.start(proxy_process, address, options, answer, dualstack)
+        self.process = host.start(
+            proxy_process, address, options, answer, dualstack, capabilities=capabilities
+        )
         assert self.recv() == "ready"
 
     def recv(self) -> Any:
@@ -199,7 +207,55 @@ def test_the_clients_port_too(three_hosts: Topology, family: int) -> None:
     with client_of(net, family, net.origin_ip[family]) as client:
         for data in (b"one", b"two", b"three"):
             assert seen(ask(client, data)) == Seen(*client.getsockname()[:2], data)
-    assert proxy.totals().datagrams == 6
+    proxy.until(datagrams=6)
+
+
+@v4_and_v6
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_port_that_cannot_be_kept_gives_way(
+    three_hosts: Topology, family: int, kept: bool
+) -> None:
+    """One below the ports that are anybody's."""
+    net = three_hosts
+    intercept(net.router)
+    net.router.sysctl("net.ipv4.ip_unprivileged_port_start", DNS)
+    serve_origin(net, family)
+    capabilities = ("CAP_NET_RAW", *(("CAP_NET_BIND_SERVICE",) if kept else ()))
+    Proxy(net.router, family, policy=[("spoof",)], keep_port=True, capabilities=capabilities)
+    with net.client.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.bind((WILDCARD[family], 7))
+        client.connect((net.origin_ip[family], DNS))
+        got = seen(ask(client, b"x"))
+    assert got.host == net.client_ip[family]
+    assert (got.port == 7) is kept
+
+
+@v4_and_v6
+@pytest.mark.parametrize("capability", ["CAP_NET_RAW", "CAP_NET_ADMIN"])
+def test_with_one_capability_beside_the_port(
+    three_hosts: Topology, family: int, capability: str
+) -> None:
+    """An answer leaves from port 53."""
+    net = three_hosts
+    intercept(net.router)
+    serve_origin(net, family)
+    capabilities = (capability, "CAP_NET_BIND_SERVICE")
+    proxy = Proxy(net.router, family, policy=[("spoof",)], capabilities=capabilities)
+    with client_of(net, family, net.origin_ip[family]) as client:
+        for data in (b"one", b"two", b"three"):
+            assert seen(ask(client, data)).host == net.client_ip[family]
+    proxy.until(datagrams=6)
+
+
+@v4_and_v6
+def test_without_the_capability_for_the_port(three_hosts: Topology, family: int) -> None:
+    net = three_hosts
+    intercept(net.router)
+    proxy = Proxy(net.router, family, capabilities=("CAP_NET_RAW",), tell=True)
+    with client_of(net, family, net.origin_ip[family]) as client:
+        client.send(b"x")
+        assert proxy.recv() == ("connect", 0, 0, errno.EACCES, "client")
 
 
 @v4_and_v6
@@ -254,8 +310,7 @@ def test_clients_and_flows_do_not_mix(three_hosts: Topology, family: int) -> Non
             assert len({one.port for one in got}) == 1
             ports.add(got[0].port)
         assert len(ports) == 50
-    totals = proxy.totals()
-    assert (totals.relayed, totals.datagrams, totals.live) == (50, 300, 50)
+    proxy.until(relayed=50, datagrams=300, live=50)
 
 
 @v4_and_v6
@@ -316,8 +371,7 @@ def test_questions_and_what_waits_meanwhile(
         source = net.client_ip if answer == "spoof" else net.router_origin_ip
         assert {one.host for one in got} == {source[family]}
         assert seen(ask(client, b"on")).data == b"on"
-    totals = proxy.totals()
-    assert (totals.asked, totals.relayed, totals.datagrams) == (1, 1, 130)
+    proxy.until(asked=1, relayed=1, datagrams=130)
 
 
 @v4_and_v6
@@ -526,8 +580,7 @@ def test_the_machines_own_datagrams_and_the_planes_exempt_by_mark(
             got = seen(ask(client, data))
             assert (got.host, got.data) == (net.router_origin_ip[family], data)
             assert got.port != client.getsockname()[1]
-    totals = proxy.totals()
-    assert (totals.relayed, totals.datagrams, totals.looped) == (1, 6, 0)
+    proxy.until(relayed=1, datagrams=6, looped=0)
 
 
 @v4_and_v6

@@ -142,11 +142,11 @@ class Bench:
         there = f"{self.place.origin_ip}:{ORIGIN}"
         to = f"{self.place.router_ip}:{PORT}" if peer.form in ("absolute", "origin") else there
         target = f"http://{there}/" if peer.form == "absolute" else "/"
-        load = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(HERE / "wrk.lua")]
+        load = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s"]
         wrk = self._start(
             self.place.client,
             self.load_core,
-            [*load, f"http://{to}", "--", target, peer.host or there],
+            [*load, "-s", str(HERE / "wrk.lua"), f"http://{to}", "--", target, peer.host or there],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -115,11 +115,12 @@ static void judged(struct lc_plane *p, struct relay *r)
     case LC_HEAD_REFUSED:
         lc_http_ask(p, r, LC_HTTP_REFUSED, head->status);
         break;
+    /* Behind a request these are bad requests: nothing of HTTP turns into them. */
     case LC_HEAD_H2:
-        lc_http_ask(p, r, LC_HTTP_H2, 505);
+        lc_http_ask(p, r, h->is & FIRST ? LC_HTTP_H2 : LC_HTTP_REFUSED, 505);
         break;
     default:
-        lc_http_ask(p, r, LC_HTTP_OTHER, 400);
+        lc_http_ask(p, r, h->is & FIRST ? LC_HTTP_OTHER : LC_HTTP_REFUSED, 400);
     }
 }
 

@@ -237,6 +237,23 @@ def test_what_is_no_http_1(proxy: Proxy, client: Peer, sent: bytes, state: str) 
     assert proxy.seen[-1].head == sent
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"), [(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505), (b"\x16\x03\x01\x02\x00", 400)]
+)
+def test_what_is_no_http_1_behind_a_request_is_refused(
+    proxy: Proxy, client: Peer, sent: bytes, status: int
+) -> None:
+    client.send(GET % 1)
+    upstream = proxy.upstream()
+    upstream.head()
+    upstream.send(answer(b"one"))
+    assert client.response()[1] == b"one"
+    client.send(sent)
+    assert client.response()[0].startswith(b"HTTP/1.1 %d " % status)
+    assert client.ended()
+    assert (proxy.seen[-1].state, proxy.seen[-1].status) == ("refused", status)
+
+
 def test_a_bad_chunk_ends_the_request(proxy: Proxy, client: Peer) -> None:
     client.send(POST + CHUNKED + b"\r\n5\r\nhello\r\n")
     upstream = proxy.upstream()

@@ -26,7 +26,7 @@ static const struct lc_limits wide = {16384, 65536, 256}, narrow = {40, 90, 4};
 
 static uint8_t *copy(const uint8_t *bytes, size_t size)
 {
-    uint8_t *to = malloc(size);
+    uint8_t *to = calloc(size, 1);
 
     MUST(to != NULL || size == 0);
     if (size > 0)

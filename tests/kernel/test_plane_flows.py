@@ -20,7 +20,6 @@ from kernel.test_datagram import (
     ask,
     client_of,
     intercept,
-    pytestmark,  # noqa: F401
     v4_and_v6,
 )
 

@@ -19,7 +19,6 @@ from kernel.test_datagram import (
     ask,
     client_of,
     intercept,
-    pytestmark,  # noqa: F401
     serve_origin,
     v4_and_v6,
 )

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
 import socket
-import subprocess
 import threading
 from typing import Any
 
 import pytest
-from kernel.proxying import FAMILIES, WILDCARD
+from kernel.proxying import FAMILIES, WILDCARD, load_nft
 
 import lusca_comm as lc
 from lusca_comm.firewall import Plan, apply
@@ -28,37 +26,17 @@ PORT = 3130
 DNS = 53
 
 v4_and_v6 = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
-pytestmark = pytest.mark.skipif(
-    shutil.which("nft") is None, reason="the rule for UDP is given to the nft program"
-)
-
-DIVERT = "meta l4proto udp socket transparent 1 socket wildcard 0 meta mark set {mark} accept"
-RULES = """
-table inet datagrams {{
-  chain prerouting {{
-    type filter hook prerouting priority mangle; policy accept;
-    {divert}
-    meta nfproto ipv4 udp dport {dns} tproxy ip to :{port} meta mark set {mark} accept
-    meta nfproto ipv6 udp dport {dns} tproxy ip6 to :{port} meta mark set {mark} accept
-  }}
-}}
-"""
 
 
 def intercept(host: Host, port: int = PORT, divert: bool = True) -> None:
-    plan = Plan(mode="tproxy", port=port, ports=[1])
+    plan = Plan(protocols=("udp",), port=port, ports=(DNS,))
 
     def run() -> None:
-        apply(plan)  # the routing; its rules are for TCP
-        rules = RULES.format(
-            divert=DIVERT.format(mark=plan.mark) if divert else "",
-            dns=DNS,
-            port=port,
-            mark=plan.mark,
-        )
-        subprocess.run(["nft", "-f", "-"], input=rules.encode(), check=True)
+        apply(plan)
 
     host.run(run)
+    if not divert:
+        load_nft(host, f"flush chain inet {plan.name} divert")
 
 
 class Proxy:
@@ -355,7 +333,7 @@ def test_redirect_tells_nothing_and_is_taken_for_nothing(
     """Not for an interception: where it was going is not to be had, and nobody makes it up."""
     net = three_hosts
     rules = REDIRECT.format(dns=DNS, port=PORT)
-    net.router.run(subprocess.run, ["nft", "-f", "-"], input=rules.encode(), check=True)
+    load_nft(net.router, rules)
     proxy = serve_proxy(net.router, (WILDCARD[family], PORT))
     with client_of(net, family, net.origin_ip[family]) as client:
         assert ask(client, b"x") == b"proxy x"  # conntrack turns the listener's answer round

@@ -160,9 +160,9 @@ struct lc_plane {
     int pipe[2];                /* scratch; empty, always */
     uint32_t pipe_size;
     uint64_t no_pipe;           /* until then no pipe is asked for */
-    struct http_plane *http;    /* with the first service; plane_http.h says whose it is */
     struct lc_batch *batch;     /* with the first listener for datagrams */
     size_t waiting;             /* bytes of datagrams that wait for a decision */
+    _Atomic(struct http_plane *) http;  /* with the first service; plane_http.h says whose it is */
 
     _Atomic uint64_t accepted, relayed, asked, denied, looped, failed, finished, up, down, live,
         requests;

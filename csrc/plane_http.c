@@ -89,14 +89,15 @@ void lc_http_end(struct lc_plane *p, struct relay *r, int what)
         lc_http_log(p, r, what);
     else if (LC_GET(r->fd[1]) >= 0)
         lc_http_keep(p, r);
-    lc_buffer_free(p, &h->in);
+    lc_buffer_free(p, &h->out);
+    /* Who fetches reads the buffers of a question, and frees it where its session has ended. */
     pthread_mutex_lock(&p->lock);
     r->http = NULL;
     told = atomic_load(&h->told);
     h->id = 0;
+    lc_buffer_free(p, &h->in);
     lc_buffer_free(p, &h->part);
     pthread_mutex_unlock(&p->lock);
-    lc_buffer_free(p, &h->out);
     if (told == TOLD_TAKEN)
         atomic_store_explicit(&r->fd[0], -1, memory_order_relaxed);
     else if (what == LC_END_EOF && LC_GET(r->fd[0]) >= 0)
@@ -188,6 +189,7 @@ static void finish(struct lc_plane *p, struct relay *r)
     h->is = 0;
     h->since = p->now;
     r->limit[0] = r->limit[1] = UINT64_MAX;
+    r->big[0] = r->big[1] = 0;
     memset(&h->head, 0, sizeof h->head);
 }
 

@@ -29,7 +29,7 @@ from typing import Any
 import hooks
 import options as command_line
 from access_log import AccessLog
-from listeners import intercepting, leads_here, open_listeners
+from listeners import check_spoofing, intercepting, leads_here, open_listeners
 from proxy import FIELDS, Proxy
 from resolver import Resolver
 
@@ -47,6 +47,8 @@ def main(options: argparse.Namespace) -> None:
     more_descriptors()
     if options.user is not None:
         lc.drop_privileges(options.user)  # threads, the data plane's among them, begin after this
+    if options.spoof:
+        check_spoofing()
 
     rules = Rules(
         verify=options.host_verify,
@@ -60,7 +62,8 @@ def main(options: argparse.Namespace) -> None:
         own=leads_here([*options.intercept, *options.forward]),
     )
     hook = hooks.load(options.hook) if options.hook else None
-    proxy = Proxy(options, rules, Resolver(lc.call_soon_threadsafe), hook, log)
+    resolver = Resolver(lc.call_soon_threadsafe, lc.comm_add_event, patience=options.dns_time)
+    proxy = Proxy(options, rules, resolver, hook, log)
     service = lc.default_reactor.http_service(
         proxy.decide,
         fields=(*FIELDS, *(hook.fields if hook else ())),

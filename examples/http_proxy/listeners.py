@@ -21,6 +21,8 @@ def open_listeners(addresses: Sequence[Address], flags: int) -> list[socket.sock
             lc.comm_listen(sock)
         except lc.CommError as why:
             text = f"{spell(address)}: {why.strerror}"
+            if why.errno == errno.EPERM and flags & lc.COMM_TPROXY_LCL:
+                text += "; where REDIRECT or DNAT feeds it, --redirect-only needs no privilege"
             raise lc.CommError(why.errno or errno.EIO, text) from why
         opened.append(sock)
     return opened
@@ -37,6 +39,13 @@ def intercepting(redirect_only: bool) -> int:
             raise
         return lc.COMM_TPROXY_LCL
     return lc.COMM_TPROXY_LCL | lc.COMM_INTERCEPT
+
+
+def check_spoofing() -> None:
+    """Raises CommError where no connection in a client's name could be opened: once, and not for
+    each of them."""
+    nobody = ("192.0.2.1", 0)  # RFC 5737
+    lc.comm_close(lc.comm_open(address=nobody, flags=lc.COMM_TPROXY_REM))
 
 
 def leads_here(listeners: Sequence[Address]) -> Callable[[Address], bool]:

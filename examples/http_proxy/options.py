@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 import secrets
 
 from lusca_comm.cli.relay import address, mark, seconds
@@ -30,7 +31,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description="An HTTP proxy: intercepting, forward, or both at once. docs/http-proxy.md",
         epilog="signals: TERM or INT ends it once its requests have ended, a second one at once; "
         "HUP opens the access log anew and loads the hook again; USR1 opens the log anew",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument_group("what comes in").add_argument
     add("--intercept", type=address, action="append", default=[], metavar="ADDRESS:PORT",
@@ -48,23 +48,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--spoof", action="store_true", help="intercepted requests go on in the client's name")
     add("--mark", type=mark, metavar="MARK", help="SO_MARK of the outgoing connections")
     add("--host-verify", choices=("off", "original", "strict"), default="original",
-        help="whether Host is believed, after CVE-2009-0801")  # fmt: skip
+        help="whether Host is believed, after CVE-2009-0801 (default: %(default)s)")  # fmt: skip
     add("--other", choices=("tunnel", "refuse"), default="tunnel",
-        help="what is not HTTP/1 on an intercepted port")  # fmt: skip
+        help="what is not HTTP/1 on an intercepted port (default: %(default)s)")  # fmt: skip
     add("--silent", choices=("tunnel", "refuse"), default="refuse",
         help="clients of an intercepted port that say nothing for --head-time: the server may "
-        "have to begin. What is said in a tunnel is not judged")  # fmt: skip
-    add("--ports", type=ports, default=ports("80,443,1024-65535"), metavar="PORTS",
-        help="that --forward goes to")  # fmt: skip
-    add("--connect-ports", type=ports, default=ports("443"), metavar="PORTS",
-        help="that CONNECT goes to")  # fmt: skip
+        "have to begin. What is said in a tunnel is not judged (default: %(default)s)")  # fmt: skip
+    add("--ports", type=ports, default="80,443,1024-65535", metavar="PORTS",
+        help="that --forward goes to (default: %(default)s)")  # fmt: skip
+    add("--connect-ports", type=ports, default="443", metavar="PORTS",
+        help="that CONNECT goes to (default: %(default)s)")  # fmt: skip
     add("--local", action="store_true",
         help="--forward goes to loopback and link-local addresses, too")  # fmt: skip
     add("--upgrade", action="append", metavar="PROTOCOL",
         help="that Upgrade may lead to; unless given: websocket")  # fmt: skip
-    add("--via", default=f"lusca-comm-{secrets.token_hex(4)}", metavar="NAME",
-        help="the proxy's name in Via, of which each needs its own")  # fmt: skip
-    add("--cdn-loop", default="", metavar="ID", help="and in CDN-Loop; unless given: not sent")
+    add("--via", type=token, default=f"lusca-comm-{secrets.token_hex(4)}", metavar="NAME",
+        help="the proxy's name in Via: each has its own (default: %(default)s)")  # fmt: skip
+    add("--cdn-loop", type=token, default="", metavar="ID",
+        help="and in CDN-Loop; unless given: not sent")  # fmt: skip
     add("--forwarded-for", action="store_true", help="tell origins the client's address")
     add("--hook", metavar="FILE", help="a Python module that is asked about each request")
 
@@ -73,24 +74,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         ("head-time", 30.0, "until a request's head is there (408)"),
         ("idle-time", 60.0, "between two requests of a connection"),
         ("body-time", 60.0, "without a byte of a body"),
+        ("dns-time", 5.0, "until a name that is not found has no address"),
         ("connect-time", 30.0, "until an origin is connected (504)"),
         ("response-time", 120.0, "until an origin answers (504)"),
         ("drain-time", 60.0, "from TERM to the end of what still runs"),
     ):
-        add(f"--{name}", type=seconds, default=default, metavar="SECONDS", help=what)
+        add(f"--{name}", type=seconds, default=default, metavar="SECONDS",
+            help=f"{what} (default: %(default)g)")  # fmt: skip
     for name, size, what in (
         ("max-line", 16384, "bytes of the first line, and of a field (414, 431)"),
         ("max-head", 65536, "bytes of a head (431)"),
         ("max-fields", 256, "fields of a head (431)"),
         ("pool", 1024, "idle connections to origins"),
     ):
-        add(f"--{name}", type=count, default=size, metavar="N", help=what)
+        text = f"{what} (default: %(default)s)"
+        add(f"--{name}", type=count, default=size, metavar="N", help=text)
     add("--max-body", type=count, metavar="N", help="bytes of a request's body (413)")
 
     add = parser.add_argument_group("the service").add_argument
     add("--user", metavar="NAME", help="become this user once the listeners are open")
     add("--access-log", metavar="FILE", help="a line for each exchange; - is standard output")
-    add("--access-log-format", choices=("squid", "json"), default="squid", help="of its lines")
+    add("--access-log-format", choices=("squid", "json"), default="squid",
+        help="of its lines (default: %(default)s)")  # fmt: skip
     options = parser.parse_args(arguments)
     if not (options.intercept or options.forward):
         parser.error("--intercept, --forward, or both")
@@ -108,6 +113,12 @@ def ports(text: str) -> frozenset[int]:
     if not found or min(found) < 1 or max(found) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r}: such as 80,443,1024-65535")
     return frozenset(found)
+
+
+def token(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: letters, digits and . _ : - alone")
+    return text
 
 
 def count(text: str) -> int:

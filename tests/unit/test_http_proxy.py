@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from http_proxy import FakeRequest, load
+from http_proxy import FOLDER, FakeRequest, load
 
 from lusca_comm.lab import wait_for
 from lusca_comm.protocols.http_intercept import Rules
@@ -330,6 +331,22 @@ def test_what_no_hook_may_say() -> None:
             wrong()
 
 
+def test_the_hook_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hooks", m.hooks)
+    page = (FOLDER.parents[1] / "docs" / "http-proxy.md").read_text()
+    path = tmp_path / "mine.py"
+    path.write_text(page.partition("```python\n")[2].partition("```")[0])
+    hook = m.hooks.load(str(path))
+    assert hook.fields == ("user-agent",)
+    by = proxy("--host-verify", "off", hook=hook.on_request)
+    assert ask("Host: a.tracker.example", by=by).page == 403
+    assert ask("Host: old.example", by=by).page == 302
+    request = ask("Host: mirror.example", "Cookie: a", by=by, start="GET /x?y HTTP/1.1")
+    to, how = forwarded(request)
+    assert (to, how["start"]) == (("10.0.0.8", 80), b"GET /x?y HTTP/1.1\r\n")
+    assert forwarded(ask("Host: www.example.org", by=by))
+
+
 def test_a_hook_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("FIELDS = ('User-Agent',)\ndef on_request(request): pass\n")
@@ -372,7 +389,7 @@ def test_names_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(m.resolver, "addresses_of", addresses_of)
     calls: list[Any] = []
-    resolver = m.resolver.Resolver(lambda *call: calls.append(call), size=2)
+    resolver = m.resolver.Resolver(lambda *call: calls.append(call), lambda *_: None, size=2)
     got: list[Any] = []
     assert resolver.look_up("www.example.org", got.append)
     assert resolver.look_up("www.example.org", got.append)
@@ -397,6 +414,39 @@ def test_names_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     call(*arguments)
     assert resolver.known("two.example.org") == NAMES["two.example.org"]
     assert len(resolver._known) == 2
+
+
+def test_nobody_waits_for_a_name_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    asked: list[str] = []
+
+    def addresses_of(name: str) -> tuple[str, ...]:
+        asked.append(name)
+        assert go.wait(20)
+        return NAMES[name]
+
+    monkeypatch.setattr(m.resolver, "addresses_of", addresses_of)
+    calls: list[Any] = []
+    timers: list[Any] = []
+    resolver = m.resolver.Resolver(
+        lambda *call: calls.append(call), lambda *timer: timers.append(timer), keep_failure=0
+    )
+    got: list[Any] = []
+    assert resolver.look_up("www.example.org", got.append)
+    seconds, fn, data = timers.pop()
+    fn(data)
+    assert (seconds, got) == (5.0, [()])
+    assert resolver.look_up("www.example.org", got.append)  # by the thread that has it already
+    go.set()
+    wait_for(lambda: calls, 20, "the answer")
+    ((call, *arguments),) = calls
+    call(*arguments)
+    assert got == [(), (ORIGIN,)]
+    assert asked == ["www.example.org"]
+    _, fn, data = timers.pop()
+    fn(data)
+    assert len(got) == 2
+    assert resolver.known("www.example.org") == (ORIGIN,)
 
 
 def test_addresses_of_both_families() -> None:
@@ -428,6 +478,7 @@ def test_what_leads_here() -> None:
         ["--intercept", "0.0.0.0:1", "--ports", "0"],
         ["--intercept", "0.0.0.0:1", "--mark", "-1"],
         ["--intercept", "0.0.0.0:1", "--head-time", "0"],
+        ["--intercept", "0.0.0.0:1", "--via", "a b"],
         ["--intercept", "0.0.0.0:1", "--allow", "10.0.0.1/8"],
     ],
 )

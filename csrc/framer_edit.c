@@ -237,6 +237,23 @@ static uint8_t *put_host(uint8_t *out, const uint8_t *bytes, const struct lc_hea
     return PUT("\r\n");
 }
 
+static uint8_t *put_target(uint8_t *out, const uint8_t *bytes, const struct lc_head *h,
+                           const struct lc_edit *edit)
+{
+    struct lc_span path = h->start[1];
+    uint32_t at = h->authority.at + h->authority.size;
+
+    if (!(edit->what & LC_EDIT_ORIGIN) || h->form != LC_TARGET_ABSOLUTE)
+        return put_span(out, bytes, path);
+    path.size -= at - path.at;
+    path.at = at;
+    if (path.size == 0 && h->start[0].size == 7 && memcmp(bytes + h->start[0].at, "OPTIONS", 7) == 0)
+        return PUT("*");
+    if (path.size == 0 || bytes[at] != '/')
+        out = PUT("/");
+    return put_span(out, bytes, path);
+}
+
 int lc_head_edit(const uint8_t *head, const struct lc_head *h, const struct lc_edit *edit,
                  uint8_t *out, size_t room)
 {
@@ -261,7 +278,7 @@ int lc_head_edit(const uint8_t *head, const struct lc_head *h, const struct lc_e
     } else {
         out = put_span(out, from, s->start[0]);
         out = PUT(" ");
-        out = put_span(out, from, s->start[1]);
+        out = put_target(out, from, s, edit);
         out = h->minor > 0 ? PUT(" HTTP/1.1") : PUT(" HTTP/1.0");
     }
     out = PUT("\r\n");

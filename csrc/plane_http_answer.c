@@ -97,6 +97,8 @@ static void forward(struct lc_plane *p, struct relay *r, const struct answer *an
         h->is |= KEEP_UPGRADE;
         edit.what |= LC_EDIT_UPGRADE;
     }
+    if (a->flags & LC_HTTP_ORIGIN_FORM)
+        edit.what |= LC_EDIT_ORIGIN;
     if (a->flags & LC_HTTP_ON_RESPONSE)
         h->is |= ON_RESPONSE;
     if ((a->flags & LC_HTTP_RETRY) && h->head.body == LC_BODY_NONE

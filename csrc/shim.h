@@ -479,7 +479,8 @@ enum {
     LC_EDIT_CLOSE = 1,          /* Connection: close; a body that ends so has it by itself */
     LC_EDIT_KEEP = 2,           /* Connection: keep-alive, which HTTP/1.0 wants to be told */
     LC_EDIT_UPGRADE = 4,        /* Upgrade is kept, if LC_HEAD_UPGRADE; a 101 has it by itself */
-    LC_EDIT_PROXY = 8           /* Proxy-Authorization, Proxy-Authenticate are kept */
+    LC_EDIT_PROXY = 8,          /* Proxy-Authorization, Proxy-Authenticate are kept */
+    LC_EDIT_ORIGIN = 16         /* a target with a scheme goes without it (RFC 9112, 3.2.1, 3.2.4) */
 };
 
 struct lc_edit {
@@ -579,7 +580,7 @@ struct lc_http_event {
 
 enum { LC_HTTP_FORWARD = 1, LC_HTTP_RESPOND, LC_HTTP_TUNNEL, LC_HTTP_DENY };
 enum { LC_HTTP_SPOOF = 1, LC_HTTP_MARK = 2, LC_HTTP_RETRY = 4, LC_HTTP_UPGRADE = 8,
-       LC_HTTP_ON_RESPONSE = 16, LC_HTTP_CLOSE = 32 };
+       LC_HTTP_ON_RESPONSE = 16, LC_HTTP_CLOSE = 32, LC_HTTP_ORIGIN_FORM = 64 };
 
 /* Behind it as many bytes as `start`, `drop` and `append` say. RESPOND, TUNNEL: what the client gets
  * is `append`. */

@@ -284,6 +284,7 @@ class Request(_Message):
         start: bytes | None = None,
         drop: Iterable[str] = (),
         append: bytes = b"",
+        origin_form: bool = False,
         keep_upgrade: bool = False,
         retry: bool = True,
         on_response: bool = False,
@@ -299,6 +300,7 @@ class Request(_Message):
         :param start: a start line, CRLF included, in the place of the one that came.
         :param drop: names of fields that do not go along. Those of this hop never do.
         :param append: field lines that do, CRLFs included.
+        :param origin_form: a target with a scheme goes without it: ``http://name/a`` as ``/a``.
         :param keep_upgrade: a switch of protocols may follow: then both sides are relayed.
         :param retry: a used connection that was closed meanwhile is replaced by a new one, once,
             if the request has no body and is idempotent.
@@ -307,7 +309,8 @@ class Request(_Message):
         """
         service = self._service
         key = (
-            to, source, spoof, mark, start, drop, append, keep_upgrade, retry, on_response,
+            to, source, spoof, mark, start, drop, append, origin_form, keep_upgrade, retry,
+            on_response,
         )  # fmt: skip
         try:
             tail = service._tails.get(key)
@@ -317,6 +320,7 @@ class Request(_Message):
             flags = (
                 (lib.LC_HTTP_SPOOF if spoof else 0)
                 | (lib.LC_HTTP_RETRY if retry else 0)
+                | (lib.LC_HTTP_ORIGIN_FORM if origin_form else 0)
                 | (lib.LC_HTTP_UPGRADE if keep_upgrade else 0)
                 | (lib.LC_HTTP_ON_RESPONSE if on_response else 0)
             )

@@ -50,6 +50,16 @@ def test_respond_before_the_body_is_there_is_the_last_one() -> None:
         assert client.ended()
 
 
+def test_origin_form() -> None:
+    with proxying() as proxy:
+        proxy.options = {"origin_form": True}
+        client = proxy.client()
+        client.send(b"GET http://example.org/1?x HTTP/1.1\r\nHost: other\r\n\r\n")
+        assert proxy.upstream().head() == b"GET /1?x HTTP/1.1\r\nHost: example.org\r\n\r\n"
+        proxy.peers[-1].send(answer())
+        assert client.response()[1] == b"fine"
+
+
 def test_again_is_what_forward_was() -> None:
     answers: list[bytes] = []
 

@@ -47,6 +47,7 @@ class FakeRequest:
         self.state, self.length, self.expect = "request", None, False
         self.connect, self.upgrade = method == b"CONNECT", "upgrade" in self._fields
         self.id = id(self)
+        self.repeated = False
         self.done: Any = None
         self.__dict__.update(more)
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lusca_comm.protocols.http_intercept import Verdict
+from lusca_comm.protocols.http_intercept import Verdict, path_of
 
 __all__ = ["Allow", "Deny", "Hook", "Redirect", "Request", "Rewrite", "load"]
 
@@ -105,7 +105,7 @@ class Request:
     def path(self) -> str:
         """What follows the authority in it."""
         path = self._verdict.path
-        return str(self._request.target if path is None else path, "latin-1")
+        return str(path_of(self._request.target) if path is None else path, "latin-1")
 
     @property
     def host(self) -> str:

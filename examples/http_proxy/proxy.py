@@ -74,7 +74,7 @@ class Proxy:
         self._resolver = resolver
         self._log = log
         self._answers = Answers(options.via)
-        self._usual: dict[tuple[Verdict, bytes], bytes] = {}  # answers
+        self._usual: dict[tuple[Verdict, bytes], tuple[Trip, bytes]] = {}  # and its answer
         self._trips: dict[int, Trip] = {}  # by session, while there is another address
         self._may_use = functools.lru_cache(maxsize=4096)(self._is_allowed)
         cdn_loop = f"CDN-Loop: {options.cdn_loop}\r\n" if options.cdn_loop else ""
@@ -181,76 +181,81 @@ class Proxy:
     def rewrite(
         self, request: Any, how: Rewrite, verdict: Verdict, answers: Answer | None = None
     ) -> None:
+        start: bytes | None = None
         if how.uri is not None and verdict.action == "forward":
-            target = how.uri.encode("latin-1")
-            other = forwarded(self._rules, request.method, target, (), answers)
+            uri, method = how.uri.encode("latin-1"), request.method
+            other = forwarded(self._rules, method, uri, (), answers)
             if other.action == "resolve":
                 self.resolve(request, other.host, self.rewrite, how, verdict)
                 return
-            verdict = other
+            verdict, start = other, b"%s %s %s\r\n" % (method, uri, request.version)
             if verdict.action != "forward":
                 self.answer(request, verdict.status, verdict.why, verdict)
                 return
         trip = self.trip(request, verdict)
         drop = (*trip.drop, *map(str.lower, how.drop))
-        self.go(request, trip._replace(drop=drop, append=trip.append + how.lines))
+        self.go(request, Trip(verdict, start, drop, trip.append + how.lines))
 
     def send(self, request: Any, verdict: Verdict) -> None:
         """To the origin; the usual request goes as one like it did."""
         usual = not (request.upgrade or self._options.forwarded_for or request.method in COUNTED)
         key = (verdict, request.version)
-        answer = self._usual.get(key) if usual else None
-        if answer is None:
-            answer = self.go(request, self.trip(request, verdict))
-            if usual and answer is not None and verdict.path is None:
+        known = self._usual.get(key) if usual else None
+        if known is None:
+            trip = self.trip(request, verdict)
+            answer = self.go(request, trip)
+            if usual and answer is not None:
                 if len(self._usual) >= MOST:
                     self._usual.clear()
-                self._usual[key] = answer
+                self._usual[key] = trip, answer
             return
-        if self._log is not None:
-            self._log.decided(request, verdict, "TCP_MISS")
-        if self._trips:
-            self._trips.pop(request.id, None)
+        trip, answer = known
+        self._begin(request, trip)
         request.again(answer)
 
     def trip(self, request: Any, verdict: Verdict) -> Trip:
         """What of the head is written anew."""
         if verdict.action == "tunnel":
             return Trip(verdict)
-        start: bytes | None = None
         drop: tuple[str, ...] = ()
-        method, version = request.method, request.version
-        append = self._append[version]
-        if verdict.target is not None:
-            start = b"%s %s %s\r\n" % (method, verdict.target, version)
+        append = self._append[request.version]
         if verdict.field is not None:
             drop, append = ("host",), append + b"Host: %s\r\n" % verdict.field
         if self._options.forwarded_for:
             append += b"X-Forwarded-For: %s\r\n" % request.peer[0].encode()
-        if method in COUNTED and (left := self._hops_left(request)) is not None:
+        if request.method in COUNTED and (left := self._hops_left(request)) is not None:
             drop, append = (*drop, "max-forwards"), append + b"Max-Forwards: %d\r\n" % left
-        return Trip(verdict, start, drop, append)
+        return Trip(verdict, None, drop, append)
 
-    def go(self, request: Any, trip: Trip) -> bytes | None:
-        """To the next address; what :meth:`send` may say again."""
-        verdict, start, drop, append, attempt = trip
-        to = verdict.to[attempt]
-        self._trips.pop(request.id, None)
-        if attempt + 1 < len(verdict.to):
+    def _begin(self, request: Any, trip: Trip) -> None:
+        """What has to be known of it later."""
+        if trip.attempt + 1 < len(trip.verdict.to):
             self._trips[request.id] = trip
             if len(self._trips) > MOST:  # most went well, which is not told of
                 del self._trips[next(iter(self._trips))]
+        elif self._trips:
+            self._trips.pop(request.id, None)
         if self._log is not None:
-            result = "TCP_TUNNEL" if verdict.action == "tunnel" else "TCP_MISS"
-            self._log.decided(request, verdict, result)
-        intercepted = request.original is not None
+            result = "TCP_TUNNEL" if trip.verdict.action == "tunnel" else "TCP_MISS"
+            self._log.decided(request, trip.verdict, result)
+
+    def go(self, request: Any, trip: Trip) -> bytes | None:
+        """To the next address; what :meth:`send` may say again."""
+        verdict = trip.verdict
+        to, intercepted = verdict.to[trip.attempt], request.original is not None
         spoof = self._options.spoof and intercepted
+        self._begin(request, trip)
         if verdict.action == "tunnel":
             request.tunnel(to, spoof=spoof, reply=b"" if intercepted else CONNECTED)
             return None
-        upgrade = request.upgrade and self._may_upgrade(request)
         return request.forward(  # type: ignore[no-any-return]
-            to, spoof=spoof, start=start, drop=drop, append=append, keep_upgrade=upgrade
+            to,
+            spoof=spoof,
+            start=trip.start,
+            drop=trip.drop,
+            append=trip.append,
+            origin_form=verdict.origin_form,
+            keep_upgrade=request.upgrade and self._may_upgrade(request),
         )
 
     def _may_upgrade(self, request: Any) -> bool:

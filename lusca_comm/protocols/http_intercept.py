@@ -50,6 +50,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from .authority import Authority, canonical, parse_authority
+from .http_hops import cdn_ids, hops_left, received_by
 from .reachable import may_reach
 
 __all__ = [
@@ -94,9 +95,9 @@ class Verdict:
     """What the client said, where it is not believed. A list of what is forbidden is to be asked
     about both, a list of what is allowed about `host` alone."""
     path: bytes | None = None
-    """What follows `base` in the URI; None: the target as it came."""
-    target: bytes | None = None
-    """To be sent in the target's place; None: the target as it came."""
+    """What follows `base` in the URI, of a tunnel; None: the target's path."""
+    origin_form: bool = False
+    """The target is to be sent without its scheme and authority (:func:`path_of`)."""
     field: bytes | None = None
     """The value of Host to be sent in place of what came; None: as it came."""
     status: int = 0
@@ -104,9 +105,18 @@ class Verdict:
 
     def uri(self, target: bytes) -> bytes:
         """The absolute URI to judge by, of a request with this target."""
-        if self.path is not None:
-            return self.base + self.path
-        return self.base if target == b"*" else self.base + target
+        return self.base + (path_of(target) if self.path is None else self.path)
+
+
+def path_of(target: bytes) -> bytes:
+    """Path and query of a target in origin-form or absolute-form; b"" of ``*``."""
+    if target[:1] == b"/":
+        return target
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        return b""
+    path: bytes = absolute[3]
+    return path if path[:1] == b"/" else b"/" + path
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,26 +200,10 @@ def intercepted(
     if target[:1] == b"/" or (target == b"*" and method == b"OPTIONS"):
         return _by_host(rules, tuple(hosts), original, answers)
     absolute = _ABSOLUTE.fullmatch(target)
-    if absolute is None or len(hosts) > 1:
-        return _TARGET if absolute is None else _HOSTS
-    scheme, text, path = absolute.groups()
-    authority = parse_authority(text)
-    if authority is None:
+    if absolute is None:
         return _TARGET
-    if scheme.lower() != rules.scheme.encode():
-        return _refuse(501, f"scheme {scheme.decode()}")
-    said = parse_authority(hosts[0]) if hosts else None
-    spelled = authority.spell(rules.port)
-    differs = said is None or said.spell(rules.port) != spelled
-    if differs and hosts and rules.verify == "strict":
-        why = "Host and the target differ"
-        return _refuse(409, why, rules.base(authority), authority.host)
-    verdict = _by_authority(rules, authority, original, answers)
-    if verdict.action != "forward":
-        return verdict
-    if not path.startswith(b"/"):
-        path = b"/" + path
-    return replace(verdict, path=path, field=spelled if differs else None)
+    scheme, text, _ = absolute.groups()
+    return _by_target(rules, scheme, text, tuple(hosts), original, answers)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -226,6 +220,34 @@ def _by_host(
     if authority is None:
         return _refuse(400, "Host is no host")
     return _by_authority(rules, authority, original, answers)
+
+
+@functools.lru_cache(maxsize=4096)
+def _by_target(
+    rules: Rules,
+    scheme: bytes,
+    text: bytes,
+    hosts: tuple[bytes, ...],
+    original: Address,
+    answers: tuple[str, ...] | None,
+) -> Verdict:
+    authority = parse_authority(text)
+    if len(hosts) > 1:
+        return _HOSTS
+    if authority is None:
+        return _TARGET
+    if scheme.lower() != rules.scheme.encode():
+        return _refuse(501, f"scheme {scheme.decode()}")
+    said = parse_authority(hosts[0]) if hosts else None
+    spelled = authority.spell(rules.port)
+    differs = said is None or said.spell(rules.port) != spelled
+    if differs and hosts and rules.verify == "strict":
+        why = "Host and the target differ"
+        return _refuse(409, why, rules.base(authority), authority.host)
+    verdict = _by_authority(rules, authority, original, answers)
+    if verdict.action != "forward" or not differs:
+        return verdict
+    return replace(verdict, field=spelled)
 
 
 def _by_authority(
@@ -301,7 +323,18 @@ def forwarded(
         if target[:1] == b"/":
             return _refuse(400, "a request to a proxy has an absolute URI")
         return _TARGET
-    scheme, text, path = absolute.groups()
+    scheme, text, _ = absolute.groups()
+    return _to_target(rules, scheme, text, tuple(hosts), answers)
+
+
+@functools.lru_cache(maxsize=4096)
+def _to_target(
+    rules: Rules,
+    scheme: bytes,
+    text: bytes,
+    hosts: tuple[bytes, ...],
+    answers: tuple[str, ...] | None,
+) -> Verdict:
     authority = parse_authority(text)
     if authority is None:
         return _TARGET
@@ -311,15 +344,9 @@ def forwarded(
     if verdict.action != "forward":
         return verdict
     spelled = authority.spell()
-    field = None if [*hosts] == [spelled] else spelled
-    if method == b"OPTIONS" and not path:  # RFC 9112, 3.2.4
-        return replace(verdict, path=b"", target=b"*", field=field)
-    if not path.startswith(b"/"):
-        path = b"/" + path
-    return replace(verdict, path=path, target=path, field=field)
+    return replace(verdict, origin_form=True, field=None if hosts == (spelled,) else spelled)
 
 
-@functools.lru_cache(maxsize=4096)
 def _to_name(
     rules: Rules,
     authority: Authority,
@@ -346,41 +373,11 @@ def _to_name(
     return Verdict("forward", base, authority.host, to, True)
 
 
-# -- loops and hops ----------------------------------------------------------------------------
-
-# RFC 9110, 5.6.4 and 5.6.5: a comment nests, and both may hold commas.
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-_COMMENT = re.compile(r"\((?:[^()\\]|\\.)*\)")
+# -- loops ----------------------------------------------------------------------------
 
 
 def loops(rules: Rules, via: Sequence[bytes], cdn_loop: Sequence[bytes] = ()) -> bool:
     """Whether a request has been here before, by the values of its Via and CDN-Loop."""
-    return any(rules.pseudonym.lower() in _received_by(value) for value in via) or (
-        bool(rules.cdn_id) and any(rules.cdn_id.lower() in _cdn_ids(value) for value in cdn_loop)
+    return any(rules.pseudonym.lower() in received_by(value) for value in via) or (
+        bool(rules.cdn_id) and any(rules.cdn_id.lower() in cdn_ids(value) for value in cdn_loop)
     )
-
-
-@functools.lru_cache(maxsize=1024)
-def _received_by(via: bytes) -> frozenset[str]:
-    """``1.1 name, HTTP/1.0 other:3128 (a comment)``: name, other:3128."""
-    text = via.decode("latin-1").lower()
-    while (shorter := _COMMENT.sub(" ", text)) != text:
-        text = shorter
-    parts = (member.split() for member in text.split(","))
-    return frozenset(part[1] for part in parts if len(part) > 1)
-
-
-@functools.lru_cache(maxsize=1024)
-def _cdn_ids(cdn_loop: bytes) -> frozenset[str]:
-    """``one; a="b,c", two:8080``: one, two:8080."""
-    text = _QUOTED.sub(" ", cdn_loop.decode("latin-1").lower())
-    return frozenset(member.partition(";")[0].strip() for member in text.split(","))
-
-
-def hops_left(method: bytes, max_forwards: Sequence[bytes]) -> int | None:
-    """What Max-Forwards allows beyond this proxy, which is to be sent on; negative: the proxy is
-    the last and answers; None: the field is of no concern (RFC 9110, 7.6.2)."""
-    if method not in (b"OPTIONS", b"TRACE") or len(max_forwards) != 1:
-        return None
-    value = max_forwards[0]
-    return min(int(value), 1 << 31) - 1 if value.isdigit() and len(value) < 20 else None

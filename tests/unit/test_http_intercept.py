@@ -19,6 +19,7 @@ from lusca_comm.protocols.http_intercept import (
     hops_left,
     intercepted,
     loops,
+    path_of,
     unframed,
 )
 from lusca_comm.protocols.reachable import may_reach
@@ -50,7 +51,6 @@ def said(verdict: Verdict, case: dict[str, Any]) -> dict[str, Any]:
         "claimed": claimed.spell().decode() if claimed else None,
         "to": [list(address) for address in verdict.to],
         "field": verdict.field.decode() if verdict.field is not None else None,
-        "target": verdict.target.decode() if verdict.target is not None else None,
     }
     return {name: everything[name] for name in case["expect"]}
 
@@ -75,6 +75,26 @@ def test_forwarded(case: dict[str, Any]) -> None:
     verdict = judge(case)
     assert said(verdict, case) == case["expect"]
     assert verdict.field is None or "field" in case["expect"]
+    assert verdict.origin_form == ("origin_form" in case["expect"])
+
+
+def test_requests_that_differ_in_their_path_share_a_verdict() -> None:
+    rules, hosts = Rules(), [b"www.example.org"]
+    for base in (b"", b"http://www.example.org"):
+        one, two = (
+            intercepted(rules, b"GET", base + path, hosts, ORIGINAL, ("198.51.100.2",))
+            for path in (b"/a", b"/b")
+        )
+        assert one is two
+    one, two = (
+        forwarded(rules, b"GET", b"http://www.example.org" + path, hosts, ("198.51.100.2",))
+        for path in (b"/a", b"/b?c")
+    )
+    assert one is two
+    assert [one.uri(b"/a"), one.uri(b"http://www.example.org/b?c")] == [
+        b"http://www.example.org/a",
+        b"http://www.example.org/b?c",
+    ]
 
 
 # -- what holds for every request ----------------------------------------------------------------
@@ -142,9 +162,10 @@ def test_a_forward_proxy_goes_to_what_was_asked_for(
         assert may_reach(address)
     assert (verdict.action == "tunnel") <= (method == b"CONNECT")
     assert bool(verdict.to) == (verdict.action in ("forward", "tunnel"))
-    if verdict.action == "forward":
-        assert verdict.target is not None
-        assert verdict.target == b"*" or verdict.target.startswith(b"/")
+    assert verdict.origin_form == (verdict.action == "forward")
+    if verdict.origin_form:
+        assert path_of(target).startswith(b"/")
+        assert verdict.uri(target) == verdict.base + path_of(target)
 
 
 @given(st.one_of(texts, names, addresses.map(str.encode)))

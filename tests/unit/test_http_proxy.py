@@ -78,6 +78,7 @@ def test_an_intercepted_request_goes_on_as_it_came() -> None:
         "start": None,
         "drop": (),
         "append": b"Via: 1.1 me\r\n",
+        "origin_form": False,
         "keep_upgrade": False,
     }
 
@@ -97,7 +98,7 @@ def test_the_usual_request_goes_as_one_like_it() -> None:
     def repeated(*fields: str, **more: Any) -> bool:
         request = ask(*fields, by=by, **more)
         assert forwarded(request)
-        return hasattr(request, "repeated")
+        return request.repeated
 
     assert not repeated("Host: www.example.org")
     assert repeated("Host: www.example.org", start="GET /other HTTP/1.1")
@@ -198,15 +199,17 @@ def ask_proxy(start: str, *fields: str, **more: Any) -> FakeRequest:
 def test_a_request_to_the_proxy_is_sent_in_origin_form() -> None:
     to, how = forwarded(ask_proxy("GET http://www.example.org/a HTTP/1.0", by=proxy("--spoof")))
     assert to == (ORIGIN, 80)
-    assert how["start"] == b"GET /a HTTP/1.0\r\n"
+    assert (how["start"], how["origin_form"]) == (None, True)
     assert (how["drop"], how["spoof"]) == (("host",), False)
     assert how["append"] == b"Via: 1.0 me\r\nHost: www.example.org\r\n"
 
 
 def test_every_address_is_tried_in_turn() -> None:
     by = proxy()
-    request = ask_proxy("GET http://two.example.org/ HTTP/1.1", by=by)
-    assert forwarded(request)[0] == ("2001:db8::9", 80)
+    for _ in range(2):
+        request = ask_proxy("GET http://two.example.org/ HTTP/1.1", by=by)
+        assert forwarded(request)[0] == ("2001:db8::9", 80)
+    assert request.repeated
     request.fails("connect", errno.ENETUNREACH)
     by.decide([request])
     assert forwarded(request)[0] == (OTHER, 80)
@@ -296,7 +299,8 @@ def test_a_hook_rewrites(at_once: bool) -> None:
     names.tell()
     to, how = forwarded(request)
     assert to == ("2001:db8::9", 80)
-    assert how["start"] == b"POST /b HTTP/1.1\r\n"
+    assert how["start"] == b"POST http://two.example.org/b HTTP/1.1\r\n"
+    assert how["origin_form"]
     assert how["drop"] == ("host", "cookie")
     assert how["append"] == b"Via: 1.1 me\r\nHost: two.example.org\r\nX: y\r\n"
 
@@ -343,7 +347,7 @@ def test_the_hook_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Monke
     assert ask("Host: old.example", by=by).page == 302
     request = ask("Host: mirror.example", "Cookie: a", by=by, start="GET /x?y HTTP/1.1")
     to, how = forwarded(request)
-    assert (to, how["start"]) == (("10.0.0.8", 80), b"GET /x?y HTTP/1.1\r\n")
+    assert (to, how["start"]) == (("10.0.0.8", 80), b"GET http://10.0.0.8/x?y HTTP/1.1\r\n")
     assert forwarded(ask("Host: www.example.org", by=by))
 
 

@@ -1,8 +1,8 @@
 """Which protocol a connection begins with, by its first bytes, and who speaks first.
 
 In SMTP, MySQL, FTP, IMAP and POP3 the server does, and a proxy that waits for the client's first
-bytes waits for ever; the client of SSH need not wait, but may. So there is a time limit: a client
-that is silent for so long waits for its server, and the proxy must go there first.
+bytes waits for ever; in SSH either may begin. So there is a time limit: a client that is silent for
+so long waits for its server, and the proxy must go there first.
 
 The recognisers are a table: name and function. Each says True, False, or None while it needs more
 bytes; once it has said True or False it says so for every continuation. The first in the table that

@@ -71,7 +71,7 @@ async def relay(
             upstream = await upstream
     if connecting is None:
         far = side_of(upstream)
-        if near is far:
+        if client is upstream:
             raise CommError(errno.EINVAL, "client and upstream are the same connection")
     settle = near._relayable()
     if far is not None:

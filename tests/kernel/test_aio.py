@@ -36,7 +36,9 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def net(mode: str) -> Iterator[Topology]:
     with contextlib.contextmanager(shared_hosts)() as net:
-        intercept(net.router, mode=mode, port=PROXY_PORT, ports=(80, 81), spoof=True, same_port=True)
+        intercept(
+            net.router, mode=mode, port=PROXY_PORT, ports=(80, 81), spoof=True, same_port=True
+        )
         for family in FAMILIES:
             serve_origin(net, family)
         yield net

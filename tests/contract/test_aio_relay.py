@@ -1,0 +1,221 @@
+"""aio.relay over what programs with a server of their own have: sockets, transports, streams."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import socket
+from typing import Any
+
+import pytest
+from event_loops import HERE, Run, an_origin, open_sockets, plane_threads, run
+
+from lusca_comm import CommError, RelayResult, aio, original_destination
+
+__all__ = ["run"]  # a fixture
+BIG = 3_000_000
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Any:
+    before = open_sockets(), plane_threads()
+    yield
+    assert (open_sockets(), plane_threads()) == before
+
+
+class Bare(asyncio.Protocol):
+    """A protocol of somebody's own."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.got = b""
+        self.lost: list[Exception | None] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.got += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.append(exc)
+
+
+KINDS = ["socket", "streams", "transport"]
+
+
+async def made(kind: str, sock: socket.socket) -> Any:
+    """`sock` as `kind`; what is a reader or a writer has something in it."""
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    if kind == "socket":
+        return sock
+    if kind == "streams":
+        return await asyncio.open_connection(sock=sock)
+    transport, protocol = await loop.create_connection(Bare, sock=sock)
+    assert protocol.transport is transport
+    return transport
+
+
+def ends() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server((HERE, 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    far.settimeout(10)
+    return near, far
+
+
+@pytest.mark.parametrize("upstream", [*KINDS, "connecting", "endpoint"])
+@pytest.mark.parametrize("client", KINDS)
+def test_kinds(run: Run, client: str, upstream: str) -> None:
+    async def main() -> RelayResult:
+        near, far = ends()
+        async with an_origin() as origin:
+            one: Any = await made(client, near)
+            other: Any = aio.connect(origin.address)
+            if upstream == "endpoint":
+                other = await other
+            elif upstream != "connecting":
+                other = await made(upstream, socket.create_connection(origin.address))
+            protocol = one.get_protocol() if client == "transport" else None
+            far.sendall(b"hello" if client != "streams" else b"!hello")
+            if client == "streams":
+                reader, writer = one
+                assert await reader.readexactly(1) == b"!"
+                writer.write(b"first ")
+            far.shutdown(socket.SHUT_WR)
+            if client == "transport":
+                await asyncio.sleep(0)
+            result = await aio.relay(one, other)
+            answer = await asyncio.to_thread(_all_of, far)
+            want = b"origin: hello"
+            if client == "transport":
+                want = b"origin: " + b"hello"[len(protocol.got) :]
+                assert protocol.lost == [None], "it is told that its transport has gone"
+            assert answer == (b"first " if client == "streams" else b"") + want
+            if client == "streams":
+                await writer.wait_closed()
+            return result
+
+    assert run(main).end == "eof"
+    assert not run.told
+
+
+def _all_of(sock: socket.socket) -> bytes:
+    with sock:
+        return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def test_what_a_transport_has_not_sent(run: Run) -> None:
+    """Its protocol is told nothing of it, and its writes arrive before the relay's."""
+
+    async def main() -> bytes:
+        (near, far), (up, origin) = ends(), ends()
+        one = await made("transport", near)
+        one.write(b"x" * BIG)
+        reading = asyncio.ensure_future(asyncio.to_thread(_all_of, far))
+        origin.sendall(b"the end")
+        origin.close()
+        far.shutdown(socket.SHUT_WR)
+        await aio.relay(one, up)
+        return await reading
+
+    assert run(main) == b"x" * BIG + b"the end"
+
+
+def test_the_very_socket_is_given_back(run: Run) -> None:
+    async def main() -> None:
+        (near, far), (up, origin) = ends(), ends()
+        far.sendall(b"12345")
+        result = await aio.relay(near, up, limit_up=3)
+        assert (result.end, result.client, result.upstream) == ("limit", near, up)
+        assert (near.recv(9), origin.recv(9), near.gettimeout()) == (b"45", b"123", 0.0)
+        with socket.socket() as nobody:
+            nobody.bind((HERE, 0))
+            with pytest.raises(CommError, match="refused"):
+                await aio.relay(near, aio.connect(nobody.getsockname()))
+        far.sendall(b"6")
+        assert near.recv(9) == b"6", "as it was"
+        for sock in (near, far, up, origin):
+            sock.close()
+
+    run(main)
+
+
+def test_a_limit_within_a_reader(run: Run) -> None:
+    """What it holds beyond the limit could not be given back: said before anything happens."""
+
+    async def main() -> None:
+        (near, far), (up, origin) = ends(), ends()
+        reader, writer = await made("streams", near)
+        far.sendall(b"12345")
+        assert await reader.readexactly(1) == b"1"
+        with pytest.raises(CommError, match="more than the limit"):
+            await aio.relay((reader, writer), up, limit_up=2)
+        for end in (writer, far, up, origin):
+            end.close()
+
+    run(main)
+
+
+def test_what_cannot_be_relayed(run: Run) -> None:
+    async def main() -> None:
+        near, far = ends()
+        reader, writer = await made("streams", near)
+        for thing, error, text in (
+            (writer, TypeError, "come as"),
+            (reader, TypeError, "come as"),
+            (io.BytesIO(), TypeError, "belongs to another"),
+            (3, TypeError, "belongs to another"),
+        ):
+            for pair in ((thing, far), (far, thing)):
+                with pytest.raises(error, match=text):
+                    await aio.relay(*pair)
+        with pytest.raises(CommError, match="same connection"):
+            await aio.relay(far, far)
+        with pytest.raises(CommError, match="negative"):
+            await aio.relay(far, (reader, writer), idle=-1)
+        with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            with pytest.raises(CommError) as why:
+                await aio.relay(far, datagrams)
+            assert why.value.errno == errno.EPROTOTYPE
+        writer.close()
+        await writer.wait_closed()
+        with pytest.raises(CommError) as why:
+            await aio.relay(far, (reader, writer))
+        assert why.value.errno == errno.EBADF
+        far.close()
+        with pytest.raises(CommError) as why:
+            await aio.relay(far, aio.connect((HERE, 9)))
+        assert why.value.errno == errno.EBADF
+
+    run(main)
+
+
+def test_where_it_was_going(run: Run) -> None:
+    """Of anything that a server of asyncio or uvloop hands out."""
+
+    async def main() -> None:
+        seen: list[Any] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            sock = writer.get_extra_info("socket")
+            for thing in (writer, writer.transport, sock, sock.fileno()):
+                seen.append(original_destination(thing, engine="sockname"))
+            writer.close()
+            await writer.wait_closed()
+            with pytest.raises(CommError):
+                original_destination(writer, engine="sockname")
+
+        server = await asyncio.start_server(serve, HERE, 0)
+        there = server.sockets[0].getsockname()
+        reader, writer = await asyncio.open_connection(*there)
+        assert await reader.read() == b""
+        writer.close()
+        server.close()
+        await server.wait_closed()
+        assert [one.address for one in seen] == [there] * 4
+
+    run(main)
+    assert not run.told

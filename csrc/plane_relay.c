@@ -125,10 +125,16 @@ void lc_relay_broke(struct lc_plane *p, struct relay *r, int side, int err)
 
 /* -- time ------------------------------------------------------------------------------------ */
 
+/* Rounded up: a limit is never early. */
+static uint64_t last_moment(const struct relay *r)
+{
+    return r->total == LC_NONE ? UINT64_MAX : (r->began + 999999u) / 1000000u + r->total;
+}
+
 static uint64_t due(const struct relay *r)
 {
     uint64_t idle = r->idle == LC_NONE ? UINT64_MAX : r->last + r->idle;
-    uint64_t total = r->total == LC_NONE ? UINT64_MAX : r->began / 1000000u + r->total;
+    uint64_t total = last_moment(r);
 
     return idle < total ? idle : total;
 }
@@ -169,8 +175,7 @@ void lc_relay_timer(struct lc_plane *p, struct relay *r)
             lc_relay_end(p, r, LC_END_ERROR, ENOMEM, 0);
         return;
     }
-    lc_relay_end(p, r, r->total != LC_NONE && when == r->began / 1000000u + r->total
-                 ? LC_END_TOTAL : LC_END_IDLE, 0, 0);
+    lc_relay_end(p, r, when == last_moment(r) ? LC_END_TOTAL : LC_END_IDLE, 0, 0);
 }
 
 /* -- a turn ---------------------------------------------------------------------------------- */

@@ -30,7 +30,8 @@ _HAS_MARK = hasattr(socket, "SO_MARK")
 # Elsewhere two sockets of one address and port need SO_REUSEPORT on both, whatever they are
 # connected to.
 _SHARED = COMM_REUSEADDR | (0 if sys.platform == "linux" else COMM_REUSEPORT)
-_REUSE = "open it with COMM_REUSEADDR"
+_REUSE = "the listener has: open it with COMM_REUSEADDR"
+_OTHERS = "another program has on every address, without SO_REUSEADDR: ss -lnup 'sport = :{}'"
 
 Key: TypeAlias = tuple[Address, Address]
 """Client and original destination."""
@@ -206,7 +207,9 @@ class Flows:
         except CommError as why:
             if why.errno != errno.EADDRINUSE:
                 raise
-            text = f"answering from {spell(original)}, a port that the listener has: {_REUSE}"
+            port = original[1]
+            whose = _REUSE if listener.getsockname()[1] == port else _OTHERS.format(port)
+            text = f"answering from {spell(original)}, a port that {whose}"
             raise CommError(errno.EADDRINUSE, text) from why
         family = socket.AF_INET6 if request.family == 6 else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_DGRAM, 0, fileno=fd)

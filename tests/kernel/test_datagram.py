@@ -285,6 +285,22 @@ def test_listener_on_that_port_without_reuse_is_told_so(three_hosts: Topology) -
 
 
 @v4_and_v6
+def test_a_port_that_another_program_has_is_told_so(three_hosts: Topology, family: int) -> None:
+    """A resolver on the router itself, for one. Nobody else can answer from its port."""
+    net = three_hosts
+    intercept(net.router)
+    proxy = serve_proxy(net.router, (WILDCARD[family], PORT))
+    with net.router.socket(family, socket.SOCK_DGRAM) as held:
+        held.bind((WILDCARD[family], DNS))
+        with client_of(net, family, net.origin_ip[family]) as client:
+            client.send(b"x")
+            assert proxy.recv()[0] == b"x"
+            said = proxy.recv()
+    assert f"CommError({errno.EADDRINUSE}" in said
+    assert "another program has on every address, without SO_REUSEADDR: ss -lnup" in said
+
+
+@v4_and_v6
 @pytest.mark.parametrize("batched", [False, True], ids=["one by one", "in batches"])
 def test_a_datagram_to_the_listener_itself_was_not_intercepted(
     three_hosts: Topology, family: int, batched: bool

@@ -82,7 +82,10 @@ struct relay {
     struct hold *hold[2];
     struct job *job;
     struct http *http;          /* a session: plane_http.h; else NULL */
-    struct pooled *pooled;      /* an idle upstream */
+    union {
+        struct pooled *pooled;              /* POOLED */
+        struct lc_http_exchange *tunnel;    /* RELAYING: what a session became is told of; or NULL */
+    };
     struct framing *framing;    /* a framed read: plane_framed.c */
     struct flow *flow;          /* of datagrams: plane_flows.h; else NULL */
     uint64_t trail;             /* both ends of the upstream, hashed, for the loop guard; 0: none */
@@ -245,6 +248,7 @@ void lc_http_run(struct lc_plane *p, struct relay *r);
 void lc_http_broke(struct lc_plane *p, struct relay *r, int d, int side, int err);
 void lc_http_ended(struct lc_plane *p, struct relay *r, int d);
 void lc_http_end(struct lc_plane *p, struct relay *r, int what);
+void lc_http_tunnel_end(struct lc_plane *p, struct relay *r, int what);
 void lc_http_timer(struct lc_plane *p, struct relay *r);
 void lc_http_answers(struct lc_plane *p, uint8_t *answers, size_t size);    /* frees them */
 void lc_http_drain(struct lc_plane *p);

@@ -83,11 +83,12 @@ void lc_http_timer(struct lc_plane *p, struct relay *r)
 void lc_http_end(struct lc_plane *p, struct relay *r, int what)
 {
     struct http *h = r->http;
-    int told;
+    int busy = h->down != DOWN_NONE || h->up == UP_CONNECTING || h->up == UP_BODY, told;
 
-    if (h->down != DOWN_NONE || h->up == UP_CONNECTING || h->up == UP_BODY)
+    told = atomic_load(&h->told);
+    if (busy || (h->up == UP_ASKED && h->question != LC_HTTP_SILENT && told != TOLD_TAKEN))
         lc_http_log(p, r, what);
-    else if (LC_GET(r->fd[1]) >= 0)
+    if (!busy && LC_GET(r->fd[1]) >= 0)
         lc_http_keep(p, r);
     lc_buffer_free(p, &h->out);
     /* Who fetches reads the buffers of a question, and frees it where its session has ended. */
@@ -193,12 +194,16 @@ static void finish(struct lc_plane *p, struct relay *r)
     memset(&h->head, 0, sizeof h->head);
 }
 
+/* Also while it is asked about, unless somebody has taken it. */
 static int client_broke(struct lc_plane *p, struct relay *r)
 {
-    int err;
+    int err = 0;
 
     r->side[0] &= (uint8_t)~BROKEN;
-    err = lc_error(LC_GET(r->fd[0]));
+    pthread_mutex_lock(&p->lock);
+    if (atomic_load(&r->http->told) != TOLD_TAKEN)
+        err = lc_error(LC_GET(r->fd[0]));
+    pthread_mutex_unlock(&p->lock);
     if (err > 0)
         lc_relay_end(p, r, LC_END_RESET, err, 1);
     return err > 0;
@@ -209,7 +214,7 @@ void lc_http_run(struct lc_plane *p, struct relay *r)
     size_t budget[2] = {LC_BUDGET, LC_BUDGET};
     struct http *h = r->http;
 
-    if ((r->side[0] & BROKEN) && atomic_load(&h->told) == TOLD_NOT && client_broke(p, r))
+    if ((r->side[0] & BROKEN) && client_broke(p, r))
         return;
     for (;;) {
         lc_http_up(p, r, &budget[0]);

@@ -146,7 +146,10 @@ void lc_http_close(struct lc_plane *p, struct relay *r);
 /* plane_http_user.c */
 struct relay *lc_http_make(struct lc_plane *p, uint32_t service, int fd, const struct lc_addr *peer,
                            const struct lc_addr *original, int engine);    /* under the lock */
+
+/* plane_http_tell.c */
 void lc_http_log(struct lc_plane *p, struct relay *r, int end);
+void lc_http_log_later(struct lc_plane *p, struct relay *r);
 
 /* plane_http_up.c */
 void lc_http_up(struct lc_plane *p, struct relay *r, size_t *budget);

@@ -215,9 +215,7 @@ void lc_http_tunnel(struct lc_plane *p, struct relay *r)
         at += h->head.size + h->taken;
     if (in != NULL && at < in->size)
         err = lc_deliver(p, r, 0, in->bytes + at, in->size - at);
-    lc_http_log(p, r, LC_END_EOF);
-    h->down = DOWN_NONE;
-    h->up = UP_HEAD;
+    lc_http_log_later(p, r);
     lc_buffer_free(p, &h->in);
     lc_buffer_free(p, &h->out);
     lc_buffer_free(p, &h->part);

@@ -125,6 +125,39 @@ static int append(uint8_t **to, size_t *size, size_t *room, const void *bytes, s
     return 0;
 }
 
+/* What is known of an exchange before its end; `start` bytes of its request follow. */
+static size_t note(const struct relay *r, struct lc_http_exchange *e)
+{
+    const struct http *h = r->http;
+    size_t start = 0;
+
+    memset(e, 0, sizeof *e);
+    if (h->in != NULL && h->head.state == LC_HEAD_WHOLE)
+        start = h->head.start[2].at + h->head.start[2].size;
+    e->id = lc_id(r);
+    e->start = (uint32_t)start;
+    e->size = (uint32_t)padded(sizeof *e + start);
+    e->service = h->service->number;
+    e->status = h->status;
+    e->reused = (h->is & REUSED) != 0;
+    e->up = h->count[0];
+    e->down = h->count[1];
+    e->began = h->began;
+    e->peer = h->peer;
+    e->original = h->original;
+    e->upstream = h->route.to;
+    return start;
+}
+
+static void end_note(const struct lc_plane *p, const struct relay *r, struct lc_http_exchange *e,
+                     int end)
+{
+    e->end = (uint8_t)end;
+    e->up = LC_GET(r->count[0]) - e->up;
+    e->down = LC_GET(r->count[1]) - e->down;
+    e->seconds = (double)(p->now_ns - e->began) / 1e9;
+}
+
 /* One that cannot be noted for want of memory is not told of. */
 void lc_http_log(struct lc_plane *p, struct relay *r, int end)
 {
@@ -132,28 +165,14 @@ void lc_http_log(struct lc_plane *p, struct relay *r, int end)
     struct http_plane *hp = p->http;
     struct http *h = r->http;
     struct lc_http_exchange e;
-    size_t before = hp->news_size, start = 0;
+    size_t before = hp->news_size, start;
     int err;
 
     LC_ADD(p->requests, 1);
     if (!h->service->exchanges)
         return;
-    memset(&e, 0, sizeof e);
-    if (h->in != NULL && h->head.state == LC_HEAD_WHOLE)
-        start = h->head.start[2].at + h->head.start[2].size;
-    e.id = lc_id(r);
-    e.start = (uint32_t)start;
-    e.size = (uint32_t)padded(sizeof e + start);
-    e.service = h->service->number;
-    e.status = h->status;
-    e.end = (uint8_t)end;
-    e.reused = (h->is & REUSED) != 0;
-    e.up = LC_GET(r->count[0]) - h->count[0];
-    e.down = LC_GET(r->count[1]) - h->count[1];
-    e.seconds = (double)(p->now_ns - h->began) / 1e9;
-    e.peer = h->peer;
-    e.original = h->original;
-    e.upstream = h->route.to;
+    start = note(r, &e);
+    end_note(p, r, &e, end);
     err = append(&hp->news, &hp->news_size, &hp->news_room, &e, sizeof e);
     if (err == 0 && start > 0)
         err = append(&hp->news, &hp->news_size, &hp->news_room, h->in->bytes + h->in->at, start);
@@ -162,6 +181,36 @@ void lc_http_log(struct lc_plane *p, struct relay *r, int end)
                      e.size - sizeof e - start);
     if (err < 0)
         hp->news_size = before;
+}
+
+/* The session becomes a relay, and its exchange ends with that. */
+void lc_http_log_later(struct lc_plane *p, struct relay *r)
+{
+    struct http *h = r->http;
+    struct lc_http_exchange e, *kept;
+    size_t start;
+
+    LC_ADD(p->requests, 1);
+    if (!h->service->exchanges)
+        return;
+    start = note(r, &e);
+    if ((kept = calloc(1, e.size)) == NULL)
+        return;
+    *kept = e;
+    if (start > 0)
+        memcpy(kept + 1, h->in->bytes + h->in->at, start);
+    r->tunnel = kept;
+}
+
+void lc_http_tunnel_end(struct lc_plane *p, struct relay *r, int end)
+{
+    struct http_plane *hp = p->http;
+    struct lc_http_exchange *kept = r->tunnel;
+
+    r->tunnel = NULL;
+    end_note(p, r, kept, end);
+    (void)append(&hp->news, &hp->news_size, &hp->news_room, kept, kept->size);
+    free(kept);
 }
 
 int64_t lc_http_exchanges(struct lc_plane *p, uint8_t *out, size_t room)

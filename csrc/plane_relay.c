@@ -87,6 +87,8 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
     lc_unready(p, r);
     if (r->http != NULL)
         lc_http_end(p, r, what);
+    else if (r->tunnel != NULL)
+        lc_http_tunnel_end(p, r, what);
     if (what != LC_FRAMED)
         free(lc_framed_leave(r));
     if (r->trail != 0)

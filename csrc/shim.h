@@ -607,6 +607,7 @@ struct lc_http_exchange {
     uint32_t start;
     uint64_t up, down;          /* bytes delivered, heads included */
     double seconds;
+    uint64_t began;             /* nanoseconds of the plane's clock */
     struct lc_addr peer, original, upstream;
 };
 

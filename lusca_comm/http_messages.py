@@ -39,7 +39,6 @@ _FORMS = ("", "origin", "absolute", "authority", "asterisk")
 FIRST = Struct("@QIHB")
 _EVENT = Struct("@QIHBBHHHBBiiIIQ6I2I28s28s")
 _ANSWER = Struct("@IBBHIIII28s28s")  # without the id
-_EXCHANGE = Struct("@QIHHBBHIQQd28s28s28s")
 _ID = Struct("@Q").pack
 _SPAN = Struct("@II").unpack_from
 _STATUS = Struct("@HH").unpack_from
@@ -497,16 +496,16 @@ class Exchange:
     @property
     def peer(self) -> Address | None:
         """The client."""
-        return _address(self._raw, 48)
+        return _address(self._raw, 56)
 
     @property
     def original(self) -> Address | None:
-        return _address(self._raw, 76)
+        return _address(self._raw, 84)
 
     @property
     def upstream(self) -> Address | None:
         """Who answered; None: no upstream did."""
-        return _address(self._raw, 104)
+        return _address(self._raw, 112)
 
 
 _EXCHANGE_SIZE = int(ffi.sizeof("struct lc_http_exchange"))

@@ -289,8 +289,8 @@ class Plane:
 
     def http_service(self, decide: Callable[[list[Any]], object], **options: Any) -> Any:
         """As :meth:`Reactor.http_service`, with no reactor: what waits is called by
-        :meth:`run_completions`, answers given outside of it go back at once, or, with `defer`, when
-        ``defer(fn)`` has `fn` called."""
+        :meth:`run_completions`; answers are given in the thread that calls that. Those given
+        outside of it go back at once, or, with `defer`, when ``defer(fn)`` has `fn` called."""
         from .http import HttpService
 
         return HttpService(self, decide, **options)
@@ -318,7 +318,9 @@ class Plane:
 
     def _answer_http(self, answers: bytes) -> None:
         held = ffi.from_buffer("uint8_t[]", answers)
-        check(lib.lc_http_answer(self._open(), held, len(answers)))
+        code = lib.lc_http_answer(self._open(), held, len(answers))
+        if code != -errno.ESHUTDOWN:  # then there is nobody to be answered
+            check(code)
 
     def _take_http(self, id: int) -> tuple[int, bytes]:
         room = 1 << 19

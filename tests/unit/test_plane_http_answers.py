@@ -94,6 +94,18 @@ def test_deny_resets() -> None:
         client = proxy.client()
         client.send(GET % 1)
         assert client.was_reset()
+        wait_for(lambda: proxy.exchanges)
+        assert [(e.end, e.status) for e in proxy.exchanges] == [("killed", 0)]
+
+
+def test_a_client_that_resets_while_it_is_asked_about_is_gone() -> None:
+    with proxying(decide=lambda requests: None) as proxy:
+        client = proxy.client()
+        client.send(GET % 1)
+        wait_for(lambda: proxy.seen)
+        client.reset()
+        wait_for(lambda: proxy.live == 0)
+        proxy.seen[0].forward(proxy.to)
 
 
 def test_take_gives_the_connection_and_what_was_read() -> None:
@@ -208,8 +220,13 @@ def test_connect_becomes_a_relay() -> None:
         client.sock.shutdown(socket.SHUT_WR)
         assert upstream.ended()
         upstream.send(b"still")
+        assert not proxy.exchanges
         upstream.close()
         assert client.all() == b"still"
+        wait_for(lambda: proxy.exchanges)
+        (exchange,) = proxy.exchanges
+        assert exchange.start == CONNECT.partition(b"\r\n")[0]
+        assert (exchange.end, exchange.up) == ("eof", len(data) + 5)
 
 
 def test_connect_that_is_not_reached() -> None:

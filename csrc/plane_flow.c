@@ -301,12 +301,37 @@ void lc_flow_run(struct lc_plane *p, struct relay *r)
         lc_ready(p, r);
 }
 
-/* Its sockets, its place in the table, what waits. A part that has ended goes nowhere: there is no
- * end to pass on. */
+/* What the client's side has received goes on before it is closed. The batch may be in use: a flow
+ * that has to go makes room for a datagram of it. */
+static void flush(struct lc_plane *p, struct relay *r)
+{
+    struct sockaddr_storage ss;
+    struct lc_addr from;
+    int i;
+
+    for (i = 0; i < LC_FLOW_WAITS; i++) {
+        socklen_t len = sizeof ss;
+        ssize_t n = recvfrom(LC_GET(r->fd[0]), p->buffer, LC_COPY, MSG_DONTWAIT | MSG_TRUNC,
+                             (struct sockaddr *)&ss, &len);
+        struct lc_parcel parcel = {LC_GET(r->fd[1]), (int)n, p->buffer, 0};
+
+        if (n < 0)
+            return;
+        if (n < LC_COPY && lc_from_sockaddr(&ss, len, &from) == 0
+            && lc_same(&from, &r->flow->peer) && lc_send_many(&parcel, 1) == 1)
+            count(p, r, 0, 1, (uint64_t)n);
+        else
+            LC_ADD(p->dropped, 1);
+    }
+}
+
+/* Its sockets, its place in the table, what waits. There is no end to pass on. */
 void lc_flow_end(struct lc_plane *p, struct relay *r)
 {
     int side, fd;
 
+    if (LC_GET(r->fd[0]) >= 0)
+        flush(p, r);
     for (side = 0; side < 2; side++) {
         fd = LC_GET(r->fd[side]);
         atomic_store_explicit(&r->fd[side], -1, memory_order_relaxed);

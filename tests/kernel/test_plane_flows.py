@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import random
 import socket
 import threading
 from typing import Any, NamedTuple
@@ -331,6 +332,29 @@ def test_more_clients_than_flows(three_hosts: Topology, family: int) -> None:
         assert seen(ask(b, b"z")).data == b"z"  # c goes
         assert proxy.recv()[0] == "evicted"
     assert proxy.totals().evicted == 2
+
+
+@v4_and_v6
+def test_however_often_flows_have_to_go_every_datagram_goes_on(
+    three_hosts: Topology, family: int
+) -> None:
+    """What a flow's socket has received is sent on before it is closed."""
+    net = three_hosts
+    intercept(net.router)
+    serve_origin(net, family)
+    proxy = Proxy(net.router, family, max_flows=4, policy=[("spoof",)])
+    turns, dice = 10, random.Random(1)
+    with contextlib.ExitStack() as stack:
+        to = net.origin_ip[family]
+        clients = [stack.enter_context(client_of(net, family, to)) for _ in range(40)]
+        for turn in range(1, turns + 1):
+            for client in dice.sample(clients, len(clients)):
+                client.send(b"mute")
+                client.send(b"mute")
+            proxy.until(datagrams=turn * 2 * len(clients))
+    totals = proxy.totals()
+    assert (totals.dropped, totals.failed, totals.live) == (0, 0, 4)
+    assert totals.evicted == totals.relayed - 4 >= len(clients) - 4
 
 
 @v4_and_v6

@@ -1,7 +1,17 @@
 /* Field lines (RFC 9110, 5; RFC 9112, 5), and what those of this hop mean. */
 #include "framer.h"
 
-#define IS(literal) (size == sizeof literal - 1 && lc_same(name, literal, sizeof literal - 1))
+#define IS(literal) (size == sizeof literal - 1 && is(name, literal, sizeof literal - 1))
+
+/* Of tokens: the bit makes letters small, leaves hyphens, and makes neither of anything else. */
+static int is(const uint8_t *name, const char *small, size_t size)
+{
+    size_t i;
+
+    for (i = 0; i < size && (name[i] | 0x20) == small[i]; i++)
+        ;
+    return i == size;
+}
 
 /* Content_Length is a token, and becomes Content-Length wherever names become variables (CGI). */
 static int trap(const uint8_t *name, const char *as, size_t size)

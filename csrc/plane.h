@@ -234,6 +234,10 @@ void lc_listener_start(struct lc_plane *p, uint32_t number, struct listener *mad
 void lc_listener_stop(struct lc_plane *p, uint32_t number);
 void lc_listener_resume(struct lc_plane *p);
 void lc_left(struct lc_plane *p, const struct relay *r);
+
+/* plane_answer.c */
+void lc_go_there(struct lc_plane *p, struct relay *r, int action);
+void lc_ask(struct lc_plane *p, struct relay *r);
 void lc_asked_end(struct lc_plane *p, struct relay *r);
 void lc_answered(struct lc_plane *p, struct relay *r);
 

@@ -1,22 +1,27 @@
 """The least that an HTTP proxy on this library is made of: Python sees every head, looks at the
-target, and says where the request goes.
+target or at Host, and says where the request goes.
 
     python http_service.py PORT [--intercept]
 
 A forward proxy of absolute-form requests; with ``--intercept`` requests go where they were going.
 """
 
+import functools
 import sys
 from typing import Any
 
 import lusca_comm as lc
 
 
+@functools.cache
+def address(authority: bytes) -> tuple[str, int]:
+    host, _, port = authority.decode().rpartition(":")
+    return host, int(port)
+
+
 def forward(requests: list[Any]) -> None:
     for request in requests:
-        _, _, authority, path = request.target.split(b"/", 3)
-        host, _, port = authority.decode().rpartition(":")
-        request.forward((host, int(port)), start=b"GET /%s HTTP/1.1\r\n" % path)
+        request.forward(address(request.authority), origin_form=True)
 
 
 def intercept(requests: list[Any]) -> None:

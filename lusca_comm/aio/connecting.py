@@ -177,7 +177,12 @@ class Connecting:
     def upstream(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Upstream:
         """What the plane made, given back."""
         request, _ = self._request()
-        return Upstream(loop, sock, self, request, "", 0)
+        return self._made(Upstream(loop, sock, self, request, "", 0))
+
+    def _made(self, upstream: Upstream) -> Upstream:
+        if self._conn is not None:
+            self._conn._upstreams.append(upstream)
+        return upstream
 
     async def _connect(self) -> Upstream:
         loop = asyncio.get_running_loop()
@@ -203,9 +208,7 @@ class Connecting:
             if trail:
                 intercept.forget_outgoing(trail)
             raise
-        if self._conn is not None:
-            self._conn._upstreams.append(upstream)
-        return upstream
+        return self._made(upstream)
 
     async def _outcome(self, loop: asyncio.AbstractEventLoop, fd: int, to: Any) -> int:
         due = None if self._timeout is None else loop.time() + self._timeout

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from .. import intercept
 from .._shim import lib
-from ..address import Address, descriptor
+from ..address import Address, descriptor, spell
 from ..errors import CommError
 from .planes import reset
 from .sides import TransportSide, check_transport
@@ -54,6 +54,9 @@ class Endpoint:
         if self._gone:
             return True
         return self._streams is not None and self._streams.closed
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {spell(self.peer)}{' closed' if self.closed else ''}>"
 
     def fileno(self) -> int:
         """The descriptor, for the ``comm_set_`` calls and their like; -1: it is closed."""

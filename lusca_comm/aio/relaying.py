@@ -11,7 +11,7 @@ from ..plane import check_arguments
 from ..relay import RESETS
 from ..relayed import RelayResult
 from .connecting import Connecting
-from .planes import LoopPlane
+from .planes import LoopPlane, reset
 from .sides import Side, side_of
 
 if TYPE_CHECKING:
@@ -91,8 +91,12 @@ async def relay(
     # From here on nothing waits, until the plane has it.
     plane = LoopPlane.of(loop)
     plane.use()
-    fd = near._give()
-    other, trail = (far._give(), far._give_trail()) if far is not None else (-1, 0)
+    try:
+        fd, other = _give(near, far)
+    except BaseException:
+        plane.leave()
+        raise
+    trail = 0 if far is None else far._give_trail()
     result = await plane.relay(fd, other, request, (up, down), limits, times, trail)
     if result.client is None:
         return result
@@ -128,6 +132,16 @@ async def _answer(
     if result.end == "connect":
         raise connecting.failure(result.errno)
     return result._replace(client=client, upstream=connecting.upstream(loop, result.upstream))
+
+
+def _give(near: Side, far: Side | None) -> tuple[int, int]:
+    """Both descriptors. A transport's is another one, which can be one too many (EMFILE)."""
+    fd = near._give()
+    try:
+        return fd, -1 if far is None else far._give()
+    except BaseException:
+        reset(fd)
+        raise
 
 
 class _Broken(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import os
 import socket
 from typing import Any
 
@@ -189,6 +190,29 @@ def test_what_cannot_be_relayed(run: Run) -> None:
         with pytest.raises(CommError) as why:
             await aio.relay(far, aio.connect((HERE, 9)))
         assert why.value.errno == errno.EBADF
+
+    run(main)
+
+
+def test_no_descriptor_for_the_relay(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transport's connection needs another one for a moment: it is said, and the client, which
+    the relay had already, is reset."""
+
+    def refuse(_: int) -> int:
+        raise OSError(errno.EMFILE, "no descriptor left")
+
+    async def main() -> None:
+        (near, far), (up, origin) = ends(), ends()
+        upstream = await made("transport", up)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", refuse)
+            with pytest.raises(OSError, match="no descriptor left"):
+                await aio.relay(near, upstream)
+        with pytest.raises(ConnectionResetError):
+            far.recv(1)
+        upstream.abort()
+        for sock in (far, origin):
+            sock.close()
 
     run(main)
 

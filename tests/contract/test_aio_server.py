@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
+import queue
 import resource
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +366,69 @@ def test_out_of_descriptors(run: Run) -> None:
                     assert await loop.sock_recv(client, 100) == b"served"
 
     run(main)
+    assert not run.told
+
+
+def test_loops_in_threads(run: Run) -> None:
+    """Each has a plane of its own."""
+
+    async def main() -> None:
+        async with an_origin() as origin:
+
+            async def handler(conn: aio.Connection) -> None:
+                threads.add(threading.get_ident())
+                await conn.relay(conn.connect(origin.address))
+
+            async def serve() -> None:
+                async with serving(handler) as server:
+                    ready.put(port_of(server))
+                    await until(done.is_set)
+
+            threads: set[int] = set()
+            done = threading.Event()
+            ready: queue.Queue[int] = queue.Queue()
+            served = [asyncio.to_thread(Run(run.name), serve) for _ in range(3)]
+            serving_all = asyncio.gather(*served)
+            await until(lambda: ready.qsize() == 3)
+            assert plane_threads() == 3
+            ports = [ready.get() for _ in served]
+            answers = await asyncio.gather(*[fetch(port) for port in ports * 10])
+            assert answers == [b"origin: hello"] * 30
+            done.set()
+            await serving_all
+            assert len(threads) == 3
+
+    run(main)
+
+
+def test_a_forked_child_holds_nothing_back(run: Run) -> None:
+    """It has all descriptors, and its plane is nobody's: ends arrive all the same."""
+
+    async def main() -> None:
+        async with an_origin() as origin:
+
+            async def handler(conn: aio.Connection) -> None:
+                pids.append(os.fork())
+                if pids[-1] == 0:
+                    try:
+                        os.read(waiting, 1)
+                    finally:
+                        os._exit(0)
+                await conn.relay(conn.connect(origin.address))
+
+            async with serving(handler) as server:
+                assert await fetch(port_of(server)) == b"origin: hello"
+                os.write(go_on, b"x")
+                assert os.waitpid(pids[0], 0)[1] == 0
+                assert await fetch(port_of(server)) == b"origin: hello"
+                os.write(go_on, b"x")
+                assert os.waitpid(pids[1], 0)[1] == 0
+
+    pids: list[int] = []
+    waiting, go_on = os.pipe()
+    run(main)
+    os.close(waiting)
+    os.close(go_on)
     assert not run.told
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -10,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hypothesis import strategies as st
 from planes import DEADLINE, open_files
 
 from lusca_comm import HttpLimits, Plane
-from lusca_comm.http import Exchange, Request, Response
+from lusca_comm.http import Exchange, Request
 
 GET = b"GET /%d HTTP/1.1\r\nHost: example.org\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
@@ -207,4 +209,49 @@ def proxying(**options: Any) -> Iterator[Proxy]:
     assert open_files() == before
 
 
-__all__ = ["GET", "OK", "Peer", "Proxy", "Response", "answer", "proxying", "reset", "wait_for"]
+# -- messages of scripts ---------------------------------------------------------------------------
+
+BODIES = st.one_of(
+    st.binary(max_size=40), st.binary(min_size=1, max_size=3).map(lambda b: b * 9000)
+)
+
+
+def framed(framing: str, body: bytes) -> tuple[bytes, bytes]:
+    """Field line and bytes."""
+    if framing == "length":
+        return b"Content-Length: %d\r\n" % len(body), body
+    if framing == "chunked":
+        middle = len(body) // 2
+        parts = [part for part in (body[:middle], body[middle:]) if part]
+        chunks = b"".join(b"%x;ext=1\r\n%s\r\n" % (len(part), part) for part in parts)
+        return b"Transfer-Encoding: chunked\r\n", chunks + b"00\r\n\r\n"
+    return b"", b""
+
+
+class Message:
+    """What one side of a script sends."""
+
+    def __init__(self, framing: str, body: bytes) -> None:
+        self.body = body if framing != "none" else b""
+        self.field, self.bytes = framed(framing, body)
+
+
+def unframed(data: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """A head, its decoded body, and the rest; None: there is more to come. By other means than the
+    framer's: the peers here are well-behaved."""
+    head, blank, rest = data.partition(b"\r\n\r\n")
+    if not blank:
+        return None
+    if b"Transfer-Encoding: chunked" in head:
+        body = b""
+        while True:
+            line, newline, more = rest.partition(b"\r\n")
+            size = int(line, 16) if newline else 0
+            if not newline or len(more) < size + 2:
+                return None
+            body, rest = body + more[:size], more[size + 2 :]
+            if size == 0:
+                return head, body, rest
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    size = int(length[1]) if length else 0
+    return (head, rest[:size], rest[size:]) if len(rest) >= size else None

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from http_sessions import GET, Peer, Proxy, Response, answer, proxying, wait_for
+from http_sessions import GET, Peer, Proxy, answer, proxying, wait_for
 
 from lusca_comm import CommError, HttpLimits
-from lusca_comm.http import Request
+from lusca_comm.http import Request, Response
 
 POST = b"POST / HTTP/1.1\r\nHost: example.org\r\nContent-Length: 4\r\n\r\nbody"
 CONNECT = b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n"

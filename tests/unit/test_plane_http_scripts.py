@@ -3,40 +3,16 @@ order, and the origin gets each request once, whoever else is talking."""
 
 from __future__ import annotations
 
-import re
 import selectors
 import socket
 from collections.abc import Iterator
 
 import pytest
-from http_sessions import Peer, Proxy, proxying
+from http_sessions import BODIES, Message, Peer, Proxy, proxying, unframed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-BODIES = st.one_of(
-    st.binary(max_size=40), st.binary(min_size=1, max_size=3).map(lambda b: b * 9000)
-)
 FRAMINGS = st.sampled_from(["none", "length", "chunked"])
-
-
-def framed(framing: str, body: bytes) -> tuple[bytes, bytes]:
-    """Field line and bytes."""
-    if framing == "length":
-        return b"Content-Length: %d\r\n" % len(body), body
-    if framing == "chunked":
-        middle = len(body) // 2
-        parts = [part for part in (body[:middle], body[middle:]) if part]
-        chunks = b"".join(b"%x;ext=1\r\n%s\r\n" % (len(part), part) for part in parts)
-        return b"Transfer-Encoding: chunked\r\n", chunks + b"00\r\n\r\n"
-    return b"", b""
-
-
-class Message:
-    """What one side of a script sends."""
-
-    def __init__(self, framing: str, body: bytes) -> None:
-        self.body = body if framing != "none" else b""
-        self.field, self.bytes = framed(framing, body)
 
 
 @st.composite
@@ -51,27 +27,6 @@ def scripts(draw: st.DrawFn) -> tuple[list[list[tuple[Message, Message]]], list[
     """Of each client, and the sizes of the pieces that anybody sends."""
     clients = draw(st.lists(st.lists(exchanges(), min_size=1, max_size=4), min_size=1, max_size=3))
     return clients, draw(st.lists(st.integers(1, 5000), min_size=1, max_size=8))
-
-
-def unframed(data: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """A head, its decoded body, and the rest; None: there is more to come. By other means than the
-    framer's: the peers here are well-behaved."""
-    head, blank, rest = data.partition(b"\r\n\r\n")
-    if not blank:
-        return None
-    if b"Transfer-Encoding: chunked" in head:
-        body = b""
-        while True:
-            line, newline, more = rest.partition(b"\r\n")
-            size = int(line, 16) if newline else 0
-            if not newline or len(more) < size + 2:
-                return None
-            body, rest = body + more[:size], more[size + 2 :]
-            if size == 0:
-                return head, body, rest
-    length = re.search(rb"(?i)content-length: (\d+)", head)
-    size = int(length[1]) if length else 0
-    return (head, rest[:size], rest[size:]) if len(rest) >= size else None
 
 
 class Talker:

@@ -1,13 +1,11 @@
 /* Drives HTTP sessions of a plane from several threads without Python, for ThreadSanitizer: clients
  * of a listener and handed over, questions fetched by two threads and answered in every way, taken,
  * killed and counted meanwhile, drain and stop. Prints what went wrong; 0: nothing did. */
-#include "engine.h"
+#include "driver.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -15,33 +13,12 @@ enum { ROUNDS = 150, CLIENTS = 3, ROOM = 1 << 19, ORIGINS = 256 };
 
 static struct lc_plane *plane;
 static struct lc_addr origin, front;
-static atomic_int failed, going, answered, served;
+static atomic_int going, answered, served;
 static _Atomic uint64_t last_id;
 static int service;
 
-#define CHECK(what) do { if (!(what)) { \
-    fprintf(stderr, "%s:%d: %s: errno %d\n", __FILE__, __LINE__, #what, errno); \
-    atomic_fetch_add(&failed, 1); } } while (0)
-
 static const char get[] = "GET / HTTP/1.1\r\nHost: example.org\r\nX-A: 1\r\n\r\n";
 static const char ok[] = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine";
-
-static int tcp_listener(struct lc_addr *at)
-{
-    struct lc_open open;
-    int step, fd;
-
-    memset(&open, 0, sizeof open);
-    open.family = 4;
-    open.type = SOCK_STREAM;
-    open.engine = -1;
-    open.flags = LC_DOBIND;
-    open.address.family = 4;
-    memcpy(open.address.ip, "\x7f\x00\x00\x01", 4);
-    fd = lc_open(&open, &step);
-    CHECK(fd >= 0 && listen(fd, 512) == 0 && lc_local(fd, at) == 0);
-    return fd;
-}
 
 static int connected(const struct lc_addr *to)
 {

@@ -1,13 +1,11 @@
 /* Drives a plane from several threads without Python, for ThreadSanitizer: relays handed over,
  * watched, killed and fetched at once, connects, a listener whose questions are answered while its
  * policy is changed, drain and stop. Prints what went wrong; 0: nothing did. */
-#include "engine.h"
+#include "driver.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -15,13 +13,9 @@ enum { ROUNDS = 300, GIVERS = 3, MOST = 4096 };
 
 static struct lc_plane *plane;
 static struct lc_addr origin;
-static atomic_int given, ended, failed, going;
+static atomic_int given, ended, going;
 static _Atomic uint64_t ids[MOST];
 static atomic_int n_ids;
-
-#define CHECK(what) do { if (!(what)) { \
-    fprintf(stderr, "%s:%d: %s: errno %d\n", __FILE__, __LINE__, #what, errno); \
-    atomic_fetch_add(&failed, 1); } } while (0)
 
 static struct lc_pair pair_of(int client, int upstream)
 {
@@ -38,23 +32,6 @@ static struct lc_pair pair_of(int client, int upstream)
 static void unblock(int fd)
 {
     CHECK(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0);
-}
-
-static int tcp_listener(struct lc_addr *at)
-{
-    struct lc_open open;
-    int step, fd;
-
-    memset(&open, 0, sizeof open);
-    open.family = 4;
-    open.type = SOCK_STREAM;
-    open.engine = -1;
-    open.flags = LC_DOBIND;
-    open.address.family = 4;
-    memcpy(open.address.ip, "\x7f\x00\x00\x01", 4);
-    fd = lc_open(&open, &step);
-    CHECK(fd >= 0 && listen(fd, 512) == 0 && lc_local(fd, at) == 0);
-    return fd;
 }
 
 static void exchange(int near, int far)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import engines, intercept
 from ._shim import ffi, lib
-from .address import Address, descriptor
+from .address import Address, descriptor, to_shim
 from .constants import COMM_REUSEADDR, COMM_SELECT_READ
 from .errors import CommError
-from .http_messages import FIRST, RESPONSE, Exchange, Request, Response, described
+from .http_exchange import Exchange
+from .http_messages import RESPONSE, Request, Response
+from .http_wire import FIRST, described
 from .intercept_relay import InterceptRelays
 from .plane import check, lent, milliseconds
 from .policy import Rule, table
@@ -159,7 +161,10 @@ class HttpService:
         how, held = _how(self._limits, fields, append_response, on_exchange is not None)
         self._how = how
         self._spoofer: int = how.spoofer
-        self._number = plane._serve_http(self, how)
+        shim = plane._open()
+        with plane._lock:
+            self._number = check(lib.lc_http_service(shim, how))
+            plane._services.append(self)
         del held
 
     # -- connections ---------------------------------------------------------------------------
@@ -228,8 +233,11 @@ class HttpService:
         """
         if self._claim is not None:
             sock = self._claim(sock, False)
+        there = ffi.new("struct lc_addr *") if original is None else to_shim(original)
+        held = ffi.from_buffer("uint8_t[]", prefix)
         with lent(sock) as (fd,):
-            self._plane._serve_connection(self._number, fd, original, prefix)
+            plane = self._plane._open()
+            check(lib.lc_http_serve(plane, self._number, fd, there, held, len(prefix)))
 
     def close(self) -> None:
         """Takes no connections any more. Sessions under way go on; the listening sockets are their
@@ -272,21 +280,37 @@ class HttpService:
 
     def _send(self) -> None:
         answers, self._answers = self._answers, []
-        if answers:
-            self._plane._answer_http(b"".join(answers))
+        if not answers:
+            return
+        packed = b"".join(answers)
+        held = ffi.from_buffer("uint8_t[]", packed)
+        code = lib.lc_http_answer(self._plane._open(), held, len(packed))
+        if code != -errno.ESHUTDOWN:  # then there is nobody to be answered
+            check(code)
 
     def _take(self, id: int) -> tuple[socket.socket, bytes]:
-        fd, prefix = self._plane._take_http(id)
-        return self._adopt(fd), prefix
+        out, size = ffi.new("uint8_t[]", _LARGEST), ffi.new("size_t *")
+        call = lib.lc_http_take(self._plane._open(), id, out, _LARGEST, size)
+        fd = check(call, "this connection is gone")
+        return self._adopt(fd), ffi.buffer(out, size[0])[:]
 
 
-def fetch(plane: Any) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]:
+def _bytes(plane: Plane, call: Any) -> bytes:
+    """What `call` has for us."""
+    with plane._lock:
+        if plane._http_out is None:
+            plane._http_out = ffi.new("uint8_t[]", _ROOM)
+        n = check(call(plane._plane, plane._http_out, _ROOM))
+        return bytes(ffi.buffer(plane._http_out, n)[:])
+
+
+def fetch(plane: Plane) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]:
     """What to call, and with what, for the questions and the exchanges that there are."""
     services: list[HttpService] = plane._services
     first = FIRST.unpack_from
     n = _ROOM
     while n > _ROOM - _LARGEST:
-        batch = plane._fetch_http(lib.lc_http_fetch, _ROOM)
+        batch = _bytes(plane, lib.lc_http_fetch)
         n, at = len(batch), 0
         asked: dict[HttpService, list[Request]] = {}
         answered: dict[HttpService, list[Response]] = {}
@@ -311,11 +335,11 @@ def fetch(plane: Any) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]
 
 
 def _exchanges(
-    plane: Any, services: list[HttpService]
+    plane: Plane, services: list[HttpService]
 ) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]:
     n = _ROOM
     while n > _ROOM - _LARGEST:
-        batch = plane._fetch_http(lib.lc_http_exchanges, _ROOM)
+        batch = _bytes(plane, lib.lc_http_exchanges)
         n, at = len(batch), 0
         ended: dict[HttpService, list[Exchange]] = {}
         while at < n:

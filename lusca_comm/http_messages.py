@@ -1,26 +1,34 @@
-"""Requests, responses and exchanges as Python sees them: one bytes object each, whose parts are
-looked up when they are asked for. What they are cut out of is the C framer's verdict; nothing is
-parsed again."""
+"""Requests and responses as Python sees them: one bytes object each, whose parts are looked up when
+they are asked for. What they are cut out of is the C framer's verdict; nothing is parsed again."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import socket
 from collections.abc import Iterable
-from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from ._shim import ffi, lib
-from .address import Address, from_shim, shim_of
+from .address import Address
 from .engines import name_of
 from .errors import CommError
-from .relayed import ENDS
+from .http_wire import (
+    ABSENT,
+    FLAGS,
+    ID,
+    INT,
+    LENGTH,
+    SPAN,
+    STATUS,
+    address_at,
+    packed,
+    packed_answer,
+)
 
 if TYPE_CHECKING:
     from .http import HttpService
 
-__all__ = ["Exchange", "Request", "Response"]
+__all__ = ["Request", "Response"]
 
 STATES = {
     lib.LC_HTTP_REQUEST: "request",
@@ -32,65 +40,9 @@ STATES = {
     lib.LC_HTTP_RESPONSE: "response",
 }
 RESPONSE = lib.LC_HTTP_RESPONSE
+_TAILS = 1024  # answers kept
 _FAILED = ("", "connect", "response", "time")
 _FORMS = ("", "origin", "absolute", "authority", "asterisk")
-
-# struct lc_http_event and struct lc_http_exchange begin alike.
-FIRST = Struct("@QIHB")
-_EVENT = Struct("@QIHBBHHHBBiiIIQ6I2I28s28s")
-_ANSWER = Struct("@IBBHIIII28s28s")  # without the id
-_ID = Struct("@Q").pack
-_SPAN = Struct("@II").unpack_from
-_STATUS = Struct("@HH").unpack_from
-_TWO_BYTES = Struct("@BB").unpack_from
-_INT = Struct("@i").unpack_from
-_FLAGS = Struct("@II").unpack_from
-_LENGTH = Struct("@Q").unpack_from
-_COUNTS = Struct("@QQd").unpack_from
-
-_ABSENT = 0xFFFFFFFF
-_NOBODY = bytes(28)
-_TAILS = 1024  # kept
-_PADDING = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 2, b"\0")
-
-
-def described(fields: int) -> int:
-    """Where in a question its head begins."""
-    return int(ffi.sizeof("struct lc_http_event") + fields * ffi.sizeof("struct lc_span"))
-
-
-@functools.lru_cache(maxsize=8192)
-def _told(packed: bytes) -> Address | None:
-    return from_shim(ffi.from_buffer("struct lc_addr *", packed))
-
-
-def _address(raw: bytes, at: int) -> Address | None:
-    return _told(raw[at : at + 28])
-
-
-def _packed(address: Address | None) -> bytes:
-    return _NOBODY if address is None else bytes(ffi.buffer(shim_of(address)))
-
-
-def _tail(
-    action: int,
-    flags: int = 0,
-    mark: int | None = None,
-    start: bytes = b"",
-    drop: bytes = b"",
-    append: bytes = b"",
-    to: bytes = _NOBODY,
-    source: bytes = _NOBODY,
-) -> bytes:
-    """``struct lc_http_answer`` and what follows it, but for the id."""
-    if mark is not None:
-        flags |= lib.LC_HTTP_MARK
-    size = 8 + _ANSWER.size + len(start) + len(drop) + len(append)
-    pad = _PADDING[size & 7]
-    fixed = _ANSWER.pack(
-        size + len(pad), action, flags, 0, mark or 0, len(start), len(drop), len(append), to, source
-    )
-    return b"".join((fixed, start, drop, append, pad))
 
 
 class _Message:
@@ -117,10 +69,10 @@ class _Message:
     def head(self) -> bytes:
         """As it came, blank line included; where it is no request: all that came."""
         at = self._service._head_at
-        return self._raw[at : at + _FLAGS(self._raw, 32)[1]]
+        return self._raw[at : at + FLAGS(self._raw, 32)[1]]
 
     def _start(self, i: int) -> bytes:
-        at, size = _SPAN(self._raw, 48 + 8 * i)
+        at, size = SPAN(self._raw, 48 + 8 * i)
         at += self._service._head_at
         return self._raw[at : at + size]
 
@@ -132,8 +84,8 @@ class _Message:
         if i is None:
             values = self.fields(name)
             return values[0] if values else None
-        at, size = _SPAN(self._raw, 136 + 8 * i)
-        if at == _ABSENT:
+        at, size = SPAN(self._raw, 136 + 8 * i)
+        if at == ABSENT:
             return None
         at += self._service._head_at
         return self._raw[at : at + size]
@@ -160,17 +112,17 @@ class _Message:
     @property
     def peer(self) -> Address | None:
         """The client."""
-        return _address(self._raw, 80)
+        return address_at(self._raw, 80)
 
     @property
     def original(self) -> Address | None:
         """Where the client was going; None: to this proxy."""
-        return _address(self._raw, 108)
+        return address_at(self._raw, 108)
 
     @property
     def engine(self) -> str:
         """Who told where it was going."""
-        row = _INT(self._raw, 28)[0]
+        row = INT(self._raw, 28)[0]
         return "" if row < 0 else name_of(row)
 
     @property
@@ -179,17 +131,17 @@ class _Message:
         body = self._raw[22]
         if body == lib.LC_BODY_NONE:
             return None
-        return int(_LENGTH(self._raw, 40)[0]) if body == lib.LC_BODY_LENGTH else -1
+        return int(LENGTH(self._raw, 40)[0]) if body == lib.LC_BODY_LENGTH else -1
 
     def _flag(self, flag: int) -> bool:
-        return bool(_FLAGS(self._raw, 32)[0] & flag)
+        return bool(FLAGS(self._raw, 32)[0] & flag)
 
     def _answer(self, tail: bytes) -> None:
         if self._answered:
             raise CommError(errno.EALREADY, "this was answered already")
         self._answered = True
         service = self._service
-        service._answers.append(_ID(self._id) + tail)
+        service._answers.append(ID(self._id) + tail)
         if not service._deciding:
             service._soon()
 
@@ -217,12 +169,12 @@ class Request(_Message):
     @property
     def status(self) -> int:
         """Of the response that a state other than "request" deserves; else 0."""
-        return int(_STATUS(self._raw, 16)[0])
+        return int(STATUS(self._raw, 16)[0])
 
     @property
     def why(self) -> str:
         """What the judge did not like."""
-        return str(ffi.string(lib.lc_bad_text(_STATUS(self._raw, 16)[1])), "ascii")
+        return str(ffi.string(lib.lc_bad_text(STATUS(self._raw, 16)[1])), "ascii")
 
     @property
     def failed(self) -> str:
@@ -233,7 +185,7 @@ class Request(_Message):
     @property
     def errno(self) -> int:
         """Of a failure, else 0."""
-        return int(_INT(self._raw, 24)[0])
+        return int(INT(self._raw, 24)[0])
 
     @property
     def method(self) -> bytes:
@@ -255,7 +207,7 @@ class Request(_Message):
     @property
     def authority(self) -> bytes:
         """Within an absolute or an authority form; else b""."""
-        at, size = _SPAN(self._raw, 72)
+        at, size = SPAN(self._raw, 72)
         at += self._service._head_at
         return self._raw[at : at + size]
 
@@ -324,15 +276,15 @@ class Request(_Message):
                 | (lib.LC_HTTP_ON_RESPONSE if on_response else 0)
             )
             names = ",".join(drop).encode("ascii")
-            tail = _tail(
+            tail = packed_answer(
                 lib.LC_HTTP_FORWARD,
                 flags,
                 mark,
                 start or b"",
                 names,
                 append,
-                _packed(to),
-                _packed(source),
+                packed(to),
+                packed(source),
             )
             if key is not None:
                 if len(service._tails) >= _TAILS:
@@ -353,7 +305,7 @@ class Request(_Message):
             body that is still coming, or where the state is not "request".
         """
         flags = lib.LC_HTTP_CLOSE if close else 0
-        self._answer(_tail(lib.LC_HTTP_RESPOND, flags, append=response))
+        self._answer(packed_answer(lib.LC_HTTP_RESPOND, flags, append=response))
 
     def tunnel(
         self,
@@ -371,13 +323,13 @@ class Request(_Message):
         """
         flags = lib.LC_HTTP_SPOOF if spoof else 0
         self._answer(
-            _tail(
+            packed_answer(
                 lib.LC_HTTP_TUNNEL,
                 flags,
                 mark,
                 append=reply,
-                to=_packed(to),
-                source=_packed(source),
+                to=packed(to),
+                source=packed(source),
             )
         )
 
@@ -403,7 +355,7 @@ class Request(_Message):
             self.respond(error, close=True)
 
 
-_DENY = _tail(lib.LC_HTTP_DENY)
+_DENY = packed_answer(lib.LC_HTTP_DENY)
 
 
 class Response(_Message):
@@ -414,7 +366,7 @@ class Response(_Message):
 
     @property
     def status(self) -> int:
-        return int(_STATUS(self._raw, 16)[0])
+        return int(STATUS(self._raw, 16)[0])
 
     def _framer(self) -> int:
         return int(lib.LC_FRAMER_HTTP_RESPONSE)
@@ -429,11 +381,13 @@ class Response(_Message):
         :param append: field lines that do, CRLFs included.
         """
         names = ",".join(drop).encode("ascii")
-        self._answer(_tail(lib.LC_HTTP_FORWARD, 0, None, start or b"", names, append))
+        self._answer(packed_answer(lib.LC_HTTP_FORWARD, 0, None, start or b"", names, append))
 
     def replace(self, response: bytes, *, close: bool = False) -> None:
         """The client gets a whole response of the caller's; the upstream is closed."""
-        self._answer(_tail(lib.LC_HTTP_RESPOND, lib.LC_HTTP_CLOSE if close else 0, append=response))
+        self._answer(
+            packed_answer(lib.LC_HTTP_RESPOND, lib.LC_HTTP_CLOSE if close else 0, append=response)
+        )
 
     def deny(self) -> None:
         """Resets both connections."""
@@ -441,74 +395,3 @@ class Response(_Message):
 
     def _give_up(self, error: bytes) -> None:
         self.replace(error, close=True)
-
-
-class Exchange:
-    """A request and its response, once they are over."""
-
-    __slots__ = ("_raw",)
-
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
-
-    @property
-    def id(self) -> int:
-        """Of the session."""
-        return int(_LENGTH(self._raw, 0)[0])
-
-    @property
-    def start(self) -> bytes:
-        """The request's start line, without its CRLF."""
-        at = _EXCHANGE_SIZE
-        return self._raw[at : at + _SPAN(self._raw, 16)[1]]
-
-    @property
-    def status(self) -> int:
-        """Of the response; 0: there was none."""
-        return int(_STATUS(self._raw, 14)[0])
-
-    @property
-    def end(self) -> str:
-        """ "eof": the response was delivered. Else what came between: "reset", "idle", "killed",
-        "error"."""
-        return ENDS[self._raw[16]]
-
-    @property
-    def reused(self) -> bool:
-        """The upstream had served before."""
-        return bool(self._raw[17])
-
-    @property
-    def up(self) -> int:
-        """Bytes delivered to the upstream."""
-        return int(_COUNTS(self._raw, 24)[0])
-
-    @property
-    def down(self) -> int:
-        """Bytes delivered to the client."""
-        return int(_COUNTS(self._raw, 24)[1])
-
-    @property
-    def seconds(self) -> float:
-        """From the whole head of the request to the response's last byte."""
-        return float(_COUNTS(self._raw, 24)[2])
-
-    @property
-    def peer(self) -> Address | None:
-        """The client."""
-        return _address(self._raw, 56)
-
-    @property
-    def original(self) -> Address | None:
-        return _address(self._raw, 84)
-
-    @property
-    def upstream(self) -> Address | None:
-        """Who answered; None: no upstream did."""
-        return _address(self._raw, 112)
-
-
-_EXCHANGE_SIZE = int(ffi.sizeof("struct lc_http_exchange"))
-
-if _EVENT.size != ffi.sizeof("struct lc_http_event"):
-    raise ImportError("csrc/shim.h and http_messages.py do not agree")

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import engines, spoof
 from ._shim import ffi, lib
-from .address import Address, shim_of, to_shim
+from .address import Address, shim_of
 from .constants import COMM_TPROXY_REM
 from .errors import CommError
 from .reactor.timers import seconds_of
@@ -294,39 +294,6 @@ class Plane:
         from .http import HttpService
 
         return HttpService(self, decide, **options)
-
-    def _serve_http(self, service: Any, how: Any) -> int:
-        plane = self._open()
-        with self._lock:
-            number = check(lib.lc_http_service(plane, how))
-            self._services.append(service)
-        return number
-
-    def _serve_connection(
-        self, service: int, fd: int, original: Address | None, prefix: bytes
-    ) -> None:
-        there = ffi.new("struct lc_addr *") if original is None else to_shim(original)
-        held = ffi.from_buffer("uint8_t[]", prefix)
-        check(lib.lc_http_serve(self._open(), service, fd, there, held, len(prefix)))
-
-    def _fetch_http(self, call: Any, room: int) -> bytes:
-        with self._lock:
-            if self._http_out is None:
-                self._http_out = ffi.new("uint8_t[]", room)
-            n = check(call(self._plane, self._http_out, room))
-            return bytes(ffi.buffer(self._http_out, n)[:])
-
-    def _answer_http(self, answers: bytes) -> None:
-        held = ffi.from_buffer("uint8_t[]", answers)
-        code = lib.lc_http_answer(self._open(), held, len(answers))
-        if code != -errno.ESHUTDOWN:  # then there is nobody to be answered
-            check(code)
-
-    def _take_http(self, id: int) -> tuple[int, bytes]:
-        room = 1 << 19
-        out, size = ffi.new("uint8_t[]", room), ffi.new("size_t *")
-        fd = check(lib.lc_http_take(self._open(), id, out, room, size), "this connection is gone")
-        return fd, ffi.buffer(out, size[0])[:]
 
     # -- completions ---------------------------------------------------------------------------
 

@@ -206,7 +206,8 @@ void lc_listener_start(struct lc_plane *p, uint32_t number, struct listener *mad
     *l = *made;
     free(made);
     l->transparent = lc_local(l->fd, &l->at) == 0 && lc_is_transparent(l->fd);
-    lc_guard_listener(l->fd, 1);
+    if (l->how.flows == 0)      /* a connection reaches no datagram socket */
+        lc_guard_listener(l->fd, 1);
     if ((l->how.flows > 0 && lc_flows_start(p, l) < 0)
         || lc_poll_add_listener(p, l->fd, number << 2 | KEY_LISTENER) < 0)
         lc_listener_stop(p, number);
@@ -218,7 +219,8 @@ void lc_listener_stop(struct lc_plane *p, uint32_t number)
 
     if (l->fd < 0)
         return;
-    lc_guard_listener(l->fd, 0);
+    if (l->how.flows == 0)
+        lc_guard_listener(l->fd, 0);
     lc_poll_remove(p, l->fd);
     close(l->fd);
     l->fd = -1;

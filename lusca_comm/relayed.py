@@ -50,7 +50,8 @@ class RelayResult(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What a plane has done so far. Numbers of connections, and bytes delivered."""
+    """What a plane has done so far. Numbers of connections (and flows of datagrams), and
+    bytes delivered."""
 
     accepted: int
     relayed: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  # for names: as another user there may be no way to it
 import json
 import os
 import signal

@@ -184,12 +184,12 @@ class InterceptServer:
                 await connection.close()
         except Exception as why:
             connection._left()
+            # FACT: with "task" in it, 3.12 and newer enter that task's context, where this is.
             self._loop.call_exception_handler(
                 {
                     "message": f"exception in the handler of {spell(connection.peer)} -> "
                     f"{spell(connection.original)}: the connection was reset",
                     "exception": why,
-                    "task": asyncio.current_task(),
                 }
             )
 

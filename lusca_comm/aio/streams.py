@@ -97,9 +97,14 @@ class _Writer(asyncio.StreamWriter):
 
 class _Protocol(asyncio.StreamReaderProtocol):
     streams: Streams
+    _client_connected_cb: Any
 
     def connection_made(self, transport: Any) -> None:
+        # FACT: with a callback it makes a StreamWriter of its own, which from 3.12 on closes the
+        # transport when it is dropped.
+        callback, self._client_connected_cb = self._client_connected_cb, None
         super().connection_made(transport)
+        self._client_connected_cb = callback
         self.streams._begin(transport)
 
 

@@ -71,7 +71,8 @@ struct route {
 struct service {
     struct lc_limits limits;
     uint64_t body;
-    uint64_t head_time, idle_time, body_time, connect_time, response_time, pool_idle;  /* ms */
+    uint64_t head_time, idle_time, body_time, connect_time, response_time, tunnel_time, pool_idle;
+                                    /* milliseconds */
     uint64_t shortest;              /* of the times that a request enters without a new deadline */
     uint32_t pool_size;
     int spoofer;

@@ -154,6 +154,16 @@ static int is_whole(struct lc_plane *p, struct http *h)
     return h->body[0] == LC_BODY_NONE;
 }
 
+/* Of the response that Python wrote, if it wrote one. */
+static uint16_t status_of(const struct answer *answer)
+{
+    const uint8_t *line = answer->append;
+
+    if (answer->a->append < 12 || line[8] != ' ')
+        return 0;
+    return (uint16_t)((line[9] - '0') * 100 + (line[10] - '0') * 10 + line[11] - '0');
+}
+
 static void respond(struct lc_plane *p, struct relay *r, const struct answer *answer)
 {
     const struct lc_http_answer *a = answer->a;
@@ -165,10 +175,7 @@ static void respond(struct lc_plane *p, struct relay *r, const struct answer *an
     h->up = whole ? UP_DONE : UP_LOST;
     h->down = DOWN_BODY;
     h->body[0] = h->body[1] = LC_BODY_NONE;
-    h->status = 0;
-    if (a->append >= 12 && answer->append[8] == ' ')
-        h->status = (uint16_t)((answer->append[9] - '0') * 100 + (answer->append[10] - '0') * 10
-                               + answer->append[11] - '0');
+    h->status = status_of(answer);
     r->last = p->now;
     err = lc_deliver(p, r, 1, answer->append, a->append);
     if (err != 0)
@@ -198,6 +205,7 @@ static void tunnel(struct lc_plane *p, struct relay *r, const struct answer *ans
         lc_http_fail(p, r, LC_HTTP_NO_CONNECT, -err);
         return;
     }
+    h->status = status_of(answer);
     h->route = route;
     lc_http_connect(p, r);
 }
@@ -216,6 +224,7 @@ void lc_http_tunnel(struct lc_plane *p, struct relay *r)
     if (in != NULL && at < in->size)
         err = lc_deliver(p, r, 0, in->bytes + at, in->size - at);
     lc_http_log_later(p, r);
+    r->idle = (uint32_t)h->service->tunnel_time;
     lc_buffer_free(p, &h->in);
     lc_buffer_free(p, &h->out);
     lc_buffer_free(p, &h->part);
@@ -223,12 +232,13 @@ void lc_http_tunnel(struct lc_plane *p, struct relay *r)
     r->http = NULL;
     pthread_mutex_unlock(&p->lock);
     free(h);
-    lc_timer_clear(p, r);
     r->limit[0] = r->limit[1] = UINT64_MAX;
     r->last = p->now;
     r->side[1] |= WRITABLE;
     LC_ADD(p->relayed, 1);
-    if (err != 0)
+    if (lc_timer_set(p, r, p->now + r->idle) < 0)
+        lc_relay_end(p, r, LC_END_ERROR, ENOMEM, 0);
+    else if (err != 0)
         lc_relay_broke(p, r, 1, err);
     else
         lc_ready(p, r);

@@ -46,6 +46,7 @@ static struct service *copy(const struct lc_http_how *how)
     s->head_time = how->head_time;
     s->idle_time = how->idle_time;
     s->body_time = how->body_time;
+    s->tunnel_time = how->tunnel_time;
     s->connect_time = how->connect_time;
     s->response_time = how->response_time;
     s->pool_idle = how->pool_idle;

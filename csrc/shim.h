@@ -534,7 +534,7 @@ void lc_framed_free(struct lc_framed *framed);
 struct lc_http_how {
     struct lc_limits limits;
     uint64_t body;              /* bytes of a request's body at most */
-    uint64_t head_time, idle_time, body_time, connect_time, response_time, pool_idle;
+    uint64_t head_time, idle_time, body_time, connect_time, response_time, tunnel_time, pool_idle;
     uint32_t pool_size;
     int spoofer;                /* that grants a client's address; -1: none */
     int exchanges;              /* each is told of: lc_http_exchanges */

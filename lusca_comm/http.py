@@ -58,6 +58,8 @@ class HttpLimits(NamedTuple):
     connect_time: float = 30.0
     response_time: float = 120.0
     """From the last byte of a request to the first of its response."""
+    tunnel_time: float = 3600.0
+    """Without a byte of a tunnel."""
     pool_idle: float = 30.0
     """That an upstream without a client is kept."""
     pool_size: int = 1024
@@ -77,6 +79,7 @@ def _how(
         "body_time",
         "connect_time",
         "response_time",
+        "tunnel_time",
         "pool_idle",
     ):
         seconds = seconds_of(getattr(limits, name), name)

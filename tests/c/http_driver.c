@@ -182,6 +182,7 @@ int main(void)
     how.limits.fields = 10;
     how.body = 100;
     how.head_time = how.idle_time = how.body_time = how.connect_time = how.response_time = 5000;
+    how.tunnel_time = 5000;
     how.pool_idle = 20;
     how.pool_size = 4;
     how.spoofer = -1;

@@ -226,7 +226,18 @@ def test_connect_becomes_a_relay() -> None:
         wait_for(lambda: proxy.exchanges)
         (exchange,) = proxy.exchanges
         assert exchange.start == CONNECT.partition(b"\r\n")[0]
-        assert (exchange.end, exchange.up) == ("eof", len(data) + 5)
+        assert (exchange.end, exchange.up, exchange.status) == ("eof", len(data) + 5, 200)
+
+
+def test_a_tunnel_that_is_idle() -> None:
+    limits = HttpLimits(tunnel_time=0.2)
+    with proxying(decide=each(lambda r: established(r, proxy)), limits=limits) as proxy:
+        client = proxy.client()
+        client.send(CONNECT)
+        client.head()
+        assert client.was_reset()
+        wait_for(lambda: proxy.exchanges)
+        assert [told.end for told in proxy.exchanges] == ["idle"]
 
 
 def test_connect_that_is_not_reached() -> None:

@@ -94,6 +94,7 @@ def limits(options: argparse.Namespace) -> Any:
         body_time=options.body_time,
         connect_time=options.connect_time,
         response_time=options.response_time,
+        tunnel_time=options.tunnel_time,
         pool_size=options.pool,
     )
 

@@ -77,6 +77,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         ("dns-time", 5.0, "until a name that is not found has no address"),
         ("connect-time", 30.0, "until an origin is connected (504)"),
         ("response-time", 120.0, "until an origin answers (504)"),
+        ("tunnel-time", 3600.0, "without a byte of a tunnel"),
         ("drain-time", 60.0, "from TERM to the end of what still runs"),
     ):
         add(f"--{name}", type=seconds, default=default, metavar="SECONDS",

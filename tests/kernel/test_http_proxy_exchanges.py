@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -51,10 +52,15 @@ def running(net: Topology, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     proxy.end()
 
 
+numbers = itertools.count()
+
+
 @pytest.fixture
 def proxy(net: Topology, running: Service) -> Iterator[Service]:
     """The same for all, which has no more descriptors open after a test than before it."""
-    ask(net, get("/seen", HOST))  # it works, and has what it keeps for itself
+    path = f"/seen?{next(numbers)}"  # it works, and has what it keeps for itself
+    ask(net, get(path, HOST))
+    wait_for(lambda: running.lines()[-1]["uri"].endswith(path), 20, "its line in the access log")
     settled = wait_for(lambda: _settled(running), 20, "descriptors at rest")
     yield running
     assert seen(ask(net, get("/seen", HOST)))["peer"] == net.client_ip[V4]
@@ -190,6 +196,8 @@ def test_websocket(net: Topology, proxy: Service) -> None:
     assert status(head) == 101
     assert b"\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
     assert echoed == b"\x81\x05hello"
+    wait_for(lambda: proxy.lines()[-1]["uri"].endswith("/websocket"), 20, "its line")
+    assert (proxy.lines()[-1]["status"], proxy.lines()[-1]["down"]) == (101, len(answer))
 
 
 def test_no_way_past_the_rules_by_h2c(net: Topology, proxy: Service) -> None:

@@ -171,6 +171,9 @@ def test_the_forward_port(net: Topology, start: Start) -> None:
     answer = ask_proxy(net, tunnel, get("/seen", f"Host: {NAME}"))
     assert status(answer) == 200
     assert seen(answer.partition(b"\r\n\r\n")[2])["peer"] == net.router_origin_ip[V4]
+    line = proxy.logged(3)[2]
+    assert (line["result"], line["status"], line["down"]) == ("TCP_TUNNEL", 200, len(answer))
+    assert line["uri"] == f"{net.origin_ip[V4]}:80"
     for target, code in (
         ("/seen", 400),
         ("http://loopback.example.org/", 403),

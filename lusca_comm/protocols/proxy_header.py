@@ -238,6 +238,8 @@ def _result(package: Any, header: Header, tlvs: dict[int, bytes]) -> Any:
     ends = [(ip_address(host), port) for host, port, *_ in (source, destination)]
     if ends[0][0].version != ends[1][0].version:
         raise ValueError("its ends are of different families")
+    if any(getattr(ip, "scope_id", None) for ip, _ in ends):
+        raise ValueError("a zone means something on this machine alone")
     if not all(0 <= port <= 65535 for _, port in ends):
         raise ValueError("a port is outside 0-65535")
     form = types.ProxyResultIPv4 if ends[0][0].version == 4 else types.ProxyResultIPv6

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -22,7 +23,9 @@ import pytest
 from firewall_peers import ended, shared_hosts, start
 from kernel.examples import EXAMPLES, Example, running, shows
 from kernel.proxying import FAMILIES
+from kernel.test_firewall import removed
 
+from lusca_comm.firewall import Only
 from lusca_comm.lab import Process, Topology, wait_for
 
 v4_and_v6 = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
@@ -159,6 +162,38 @@ def test_ports_and_names(
         near = (net.router_client_ip[family], 3129)
         assert net.client.run(_tls.say, near, "x.a.test") == "Connection reset by peer"
         example.says('"event": "refused"')
+
+
+def test_a_control_group_of_the_same_machine(
+    net: Topology, origin: Process[None], tmp_path: Path
+) -> None:
+    """Whoever is in it, or below, is filtered, and nobody else: the filter for one."""
+    if os.geteuid():
+        pytest.skip("a cgroup is made by root only")
+    there, router = (net.origin_ip[V4], 443), net.router
+    mounted, group = tmp_path / "cgroup", f"lusca-comm-test-{os.getpid()}"
+    mounted.mkdir()
+    router.check_output(["mount", "-t", "cgroup2", "none", str(mounted)])
+    inner = mounted / group / "inner"
+    router.run(inner.mkdir, parents=True)
+
+    def say(path: Path, name: str) -> str:
+        (path / "cgroup.procs").write_text("0")
+        return _tls.say(there, name)
+
+    plan: dict[str, Any] = {"mode": "redirect", "own": True, "only": Only(cgroups=(group,))}
+    try:
+        policy = f"allow .a.test to {there[0]}"
+        with filtering(net, tmp_path, policy, "--redirect", forwarded=False, **plan) as example:
+            assert router.run(say, inner, "x.a.test") == net.router_origin_ip[V4]
+            assert router.run(say, inner, "b.test") == DENIED
+            assert len(verdicts(example)) == 2
+            assert router.run(say, mounted, "b.test") == net.router_origin_ip[V4]
+            assert len(verdicts(example)) == 2
+    finally:
+        for directory in (inner, inner.parent):
+            wait_for(lambda: router.run(removed, directory), what="an empty cgroup")  # noqa: B023
+        router.check_output(["umount", str(mounted)])
 
 
 def test_an_address_that_is_not_there(net: Topology, tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ def test_out_and_in_again(header: Header) -> None:
         Header("/" * 109, "/run/b"),
         Header("/run/a", "/run/é"),
         Header(("example.org", 1), V4[1]),
+        Header(("fe80::1%1", 1), V6[1], version=1),
         Header((V4[0][0], 65536), V4[1]),
         Header((V4[0][0], -1), V4[1], version=1),
         Header("/run/a", "/run/b", version=1),

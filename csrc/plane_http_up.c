@@ -42,7 +42,7 @@ void lc_http_fail(struct lc_plane *p, struct relay *r, int failed, int err)
 
     lc_http_drop(p, r);
     LC_ADD(p->failed, 1);
-    if (h->down == DOWN_BODY || h->down == DOWN_DONE) {
+    if (h->down >= DOWN_ASKED) {
         lc_relay_end(p, r, LC_END_ERROR, err, 2);
         return;
     }
@@ -57,7 +57,7 @@ void lc_http_refuse(struct lc_plane *p, struct relay *r, int status)
 {
     if (LC_GET(r->fd[1]) >= 0 && r->http->down != DOWN_NONE)
         lc_http_drop(p, r);
-    if (r->http->down == DOWN_BODY || r->http->down == DOWN_DONE) {
+    if (r->http->down >= DOWN_ASKED) {
         lc_relay_end(p, r, LC_END_ERROR, ETIMEDOUT, 1);
         return;
     }

@@ -368,6 +368,22 @@ def test_responses_that_nobody_asks_about_go_on() -> None:
         proxy.exchange(proxy.client(), number=1)
 
 
+def test_a_request_that_goes_wrong_while_its_response_is_asked_about() -> None:
+    waiting: list[Response] = []
+    limits = HttpLimits(body=100)
+    with proxying(decide_response=waiting.extend, limits=limits) as proxy:
+        proxy.options = {"on_response": True}
+        client = proxy.client()
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        upstream = proxy.upstream()
+        upstream.head()
+        upstream.send(answer())
+        wait_for(lambda: waiting)
+        client.send(b"100\r\n" + bytes(0x100))
+        assert client.was_reset()
+        waiting[0].forward()  # reaches nobody
+
+
 # -- connections from elsewhere --------------------------------------------------------------------
 
 

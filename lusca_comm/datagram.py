@@ -183,11 +183,12 @@ class Datagrams(Relays):
         :raises CommError: as comm_udp_reply does, where an answer could not even be tried; those
             before it were sent, those behind it were not.
         """
-        went = 0
+        went, entry = 0, None
         used: dict[_Flows, tuple[int, int]] = {}
         try:
             for datagram, data in answers:
-                entry = self._listener_of(datagram)
+                if entry is None or entry.closing or datagram.listener is not entry.sock:
+                    entry = self._listener_of(datagram)
                 if datagram.original is None or datagram._arrived is not None:
                     went += self.comm_udp_reply(datagram, data) >= 0
                     continue

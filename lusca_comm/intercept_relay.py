@@ -53,6 +53,11 @@ class Question:
         return from_shim(ffi.from_buffer("struct lc_addr[2]", self._ends)[1])
 
     @property
+    def ends(self) -> Any:
+        """Both as ``struct lc_addr[2]``, which lives as long as somebody has it."""
+        return ffi.from_buffer("struct lc_addr[2]", self._ends)
+
+    @property
     def engine(self) -> str:
         """Who told where it was going."""
         return engines.name_of(self._engine)

@@ -14,6 +14,7 @@ from .._shim import ffi, lib
 from ..address import Address, from_shim, shim_of, spell
 from ..connect import outcome
 from ..constants import COMM_REUSEADDR, COMM_TPROXY_REM, COMM_TRANSPARENT_PORT
+from ..engines import spoofer
 from ..errors import CommError
 from ..plane import connect_request, milliseconds
 from ..reactor.timers import seconds_of
@@ -147,10 +148,27 @@ class Connecting:
         return *self._request(), milliseconds(self._timeout)
 
     def _request(self) -> tuple[Any, Any]:
-        mark = self._mark
-        if mark is None and self._conn is not None:
-            mark = self._conn._server._mark
-        return connect_request(self.source, self.to, self._flags, mark)
+        mark, conn = self._mark, self._conn
+        if conn is None:
+            return connect_request(self._source, self.to, self._flags, mark)
+        if mark is None:
+            mark = conn._server._mark
+        if self._source is not None or self._to is not None:
+            return connect_request(self.source, self.to, self._flags, mark)
+        # What the plane told goes back as it is.
+        ends = conn._question.ends
+        request = ffi.new("struct lc_open *")
+        request.family, request.type, request.flags = (
+            ends[1].family,
+            socket.SOCK_STREAM,
+            self._flags,
+        )
+        request.engine = -1
+        if self._flags & COMM_TPROXY_REM:
+            request.engine, request.address = spoofer("spoof"), ends[0]
+        if mark is not None:
+            request.has_mark, request.mark = 1, mark
+        return request, ends + 1
 
     @property
     def to(self) -> Address:

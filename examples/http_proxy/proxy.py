@@ -123,7 +123,7 @@ class Proxy:
             self.resolve(request, verdict.host, self.judge)
         elif method in BODIED and request.length is None and request.version == b"HTTP/1.0":
             self.answer(request, 411, "a body without a length", verdict, "NONE_NONE")
-        elif self._has_been_here(request):
+        elif (request.field("via") or self._options.cdn_loop) and self._has_been_here(request):
             self.answer(request, 508, "the request has been here before", verdict)
         elif method in COUNTED and (self._hops_left(request) or 0) < 0:
             self.answer(request, 204 if method == b"OPTIONS" else 501, "the last hop", verdict)
@@ -131,8 +131,6 @@ class Proxy:
             self.obey(request, verdict)
 
     def _has_been_here(self, request: Any) -> bool:
-        if request.field("via") is None and not self._options.cdn_loop:
-            return False
         return loops(self._rules, request.fields("via"), request.fields("cdn-loop"))
 
     @staticmethod
@@ -162,7 +160,7 @@ class Proxy:
     # -- what is done ----------------------------------------------------------------------------
 
     def obey(self, request: Any, verdict: Verdict) -> None:
-        if verdict.action in ("refuse", "answer"):
+        if verdict.status:  # "refuse" or "answer"
             self.answer(request, verdict.status, verdict.why, verdict)
             return
         if self.hook is None:
@@ -198,19 +196,20 @@ class Proxy:
 
     def send(self, request: Any, verdict: Verdict) -> None:
         """To the origin; the usual request goes as one like it did."""
-        usual = not (request.upgrade or self._options.forwarded_for or request.method in COUNTED)
         key = (verdict, request.version)
-        known = self._usual.get(key) if usual else None
-        if known is None:
+        known = self._usual.get(key)
+        unusual = request.upgrade or request.method in COUNTED
+        if known is None or unusual:
             trip = self.trip(request, verdict)
             answer = self.go(request, trip)
-            if usual and answer is not None:
+            if answer is not None and not (unusual or self._options.forwarded_for):
                 if len(self._usual) >= MOST:
                     self._usual.clear()
                 self._usual[key] = trip, answer
             return
         trip, answer = known
-        self._begin(request, trip)
+        if self._log is not None or self._trips or len(verdict.to) > 1:
+            self._begin(request, trip)
         request.again(answer)
 
     def trip(self, request: Any, verdict: Verdict) -> Trip:
@@ -233,7 +232,7 @@ class Proxy:
             self._trips[request.id] = trip
             if len(self._trips) > MOST:  # most went well, which is not told of
                 del self._trips[next(iter(self._trips))]
-        elif self._trips:
+        else:
             self._trips.pop(request.id, None)
         if self._log is not None:
             result = "TCP_TUNNEL" if trip.verdict.action == "tunnel" else "TCP_MISS"

@@ -1,5 +1,6 @@
 """An HTTP proxy on lusca_comm: intercepting, forward, or both at once. docs/http-proxy.md
 
+    python examples/http_proxy --lab      # shows itself, on this machine, without root
     python examples/http_proxy --intercept 0.0.0.0:3129 --spoof --forward 127.0.0.1:3128
 
 The files, in reading order:
@@ -186,7 +187,12 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(command_line.parse())
+        given = command_line.parse()
+        if given.lab:
+            import in_lab
+
+            sys.exit(in_lab.main())
+        main(given)
     except (lc.CommError, OSError, ValueError) as error:
         say(str(error))
         sys.exit(1)

@@ -32,6 +32,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="signals: TERM or INT ends it once its requests have ended, a second one at once; "
         "HUP opens the access log anew and loads the hook again; USR1 opens the log anew",
     )
+    parser.add_argument("--lab", action="store_true", help="show it in a lab of its own")
     add = parser.add_argument_group("what comes in").add_argument
     add("--intercept", type=address, action="append", default=[], metavar="ADDRESS:PORT",
         help="where the firewall's rules lead")  # fmt: skip
@@ -98,8 +99,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--access-log-format", choices=("squid", "json"), default="squid",
         help="of its lines (default: %(default)s)")  # fmt: skip
     options = parser.parse_args(arguments)
-    if not (options.intercept or options.forward):
-        parser.error("--intercept, --forward, or both")
+    if not (options.intercept or options.forward or options.lab):
+        parser.error("--intercept, --forward, or both; or --lab")
     options.allow = tuple(options.allow or PRIVATE)
     options.upgrade = frozenset(name.lower() for name in options.upgrade or ["websocket"])
     return options

@@ -7,6 +7,7 @@ import errno
 from pathlib import Path
 
 import pytest
+from kernel.examples import shows
 from kernel.http_lab import FORWARD, INTERCEPT, NAME, V4, Service, get, know, seen, serve, talk
 from kernel.proxying import FAMILIES, fetch, intercept
 
@@ -95,6 +96,10 @@ def test_forward_and_intercepting_at_once(
     assert ["host", spell(there).removesuffix(":80")] in told["fields"]
     assert [line["hierarchy"] for line in proxy.logged(2)] == ["HIER_DIRECT", "ORIGINAL_DST"]
     proxy.end()
+
+
+def test_it_shows_itself() -> None:
+    assert "ok     intercepted: 2001:db8:2::2 sees 2001:db8:1::2\n" in shows("http_proxy")
 
 
 def test_only_what_redirect_brings_needs_no_privilege(

@@ -6,7 +6,8 @@
 /* -- time ------------------------------------------------------------------------------------ */
 
 /* A deadline that a request moves costs nothing: no entry of the heap is later than `shortest` from
- * now, and says then how much later it really is due. */
+ * now, and says then how much later it really is due. Where there is no memory for an entry, the
+ * next request asks for one again. */
 void lc_http_aim(struct lc_plane *p, struct relay *r, uint64_t due)
 {
     uint64_t cap = p->now + r->http->service->shortest;
@@ -15,8 +16,7 @@ void lc_http_aim(struct lc_plane *p, struct relay *r, uint64_t due)
         due = cap;
     if (r->place != 0 && p->heap[r->place - 1].due <= due)
         return;
-    if (lc_timer_set(p, r, due) < 0)
-        lc_relay_end(p, r, LC_END_ERROR, ENOMEM, 0);
+    (void)lc_timer_set(p, r, due);
 }
 
 static int waits(const struct http *h)

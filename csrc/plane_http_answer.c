@@ -64,7 +64,6 @@ static int first_bytes(struct lc_plane *p, struct http *h)
         size = (size_t)h->head.length;
     if (h->head.body == LC_BODY_NONE || size == 0)
         return 0;
-    bytes = h->out->bytes + h->out->size;
     if (lc_buffer_room(p, &h->out, size) < 0)
         return -ENOMEM;
     bytes = h->out->bytes + h->out->size;
@@ -87,7 +86,6 @@ static void forward(struct lc_plane *p, struct relay *r, const struct answer *an
 {
     const struct lc_http_answer *a = answer->a;
     struct http *h = r->http;
-    const uint8_t *head = h->in->bytes + h->in->at;
     struct lc_edit edit = edit_of(answer);
     struct route route;
     int n, err = route_of(r, a, &route);
@@ -114,7 +112,7 @@ static void forward(struct lc_plane *p, struct relay *r, const struct answer *an
     if (err == 0 && (h->out = lc_buffer(p, lc_edit_room(&h->head, &edit))) == NULL)
         err = -ENOMEM;
     if (err == 0) {
-        n = lc_head_edit(head, &h->head, &edit, h->out->bytes, h->out->room);
+        n = lc_head_edit(h->in->bytes + h->in->at, &h->head, &edit, h->out->bytes, h->out->room);
         if (n > 0)
             h->out->size = (uint32_t)n;
         err = n < 0 ? n : first_bytes(p, h);

@@ -26,6 +26,14 @@ void lc_http_ask(struct lc_plane *p, struct relay *r, int question, int status)
 {
     struct http *h = r->http;
 
+    if (h->up == UP_HEAD) {     /* the first of this exchange */
+        h->began = p->now_ns;
+        h->count[0] = LC_GET(r->count[0]);
+        h->count[1] = LC_GET(r->count[1]);
+        h->taken = 0;
+        h->failed = 0;
+        h->err = 0;
+    }
     if (question == LC_HTTP_RESPONSE)
         h->down = DOWN_ASKED;
     else
@@ -96,12 +104,6 @@ static void judged(struct lc_plane *p, struct relay *r)
     const struct lc_head *head = &h->head;
     uint64_t most = h->service->body;
 
-    h->began = p->now_ns;
-    h->count[0] = LC_GET(r->count[0]);
-    h->count[1] = LC_GET(r->count[1]);
-    h->taken = 0;
-    h->failed = 0;
-    h->err = 0;
     h->body[0] = (uint8_t)head->body;
     switch (head->state) {
     case LC_HEAD_WHOLE:
@@ -218,8 +220,8 @@ void lc_http_up(struct lc_plane *p, struct relay *r, size_t *budget)
         lc_http_connected(p, r);
         break;
     case UP_BODY:
-        if (h->body[0] != LC_BODY_NONE && r->limit[0] > LC_GET(r->count[0]) && r->hold[0] == NULL
-            && (r->side[0] & READABLE))
+        /* Reading on: what is read is in no buffer, so it can be sent but once. */
+        if (h->body[0] == LC_BODY_LENGTH && h->head.length > h->taken && (r->side[0] & READABLE))
             h->is |= STREAMED;
         lc_http_body(p, r, 0, budget);
         if (r->http == h && h->up == UP_BODY && lc_http_complete(r, 0))

@@ -192,6 +192,24 @@ def test_an_edit_that_would_change_the_framing_is_refused(proxy: Proxy) -> None:
     assert proxy.seen[-1].errno == errno.EINVAL
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"])
+def test_what_is_no_request_cannot_be_forwarded(sent: bytes) -> None:
+    def decide(requests: list[Request]) -> None:
+        for request in requests:
+            if request.state == "failed":
+                request.respond(answer(str(request.errno).encode()))
+            else:
+                request.forward(proxy.to)
+
+    with proxying(decide=decide, limits=HttpLimits(head_time=0.1)) as proxy:
+        client = proxy.client()
+        client.send(sent)
+        assert client.response()[1] == str(errno.EINVAL).encode()
+        assert client.ended()
+        wait_for(lambda: proxy.exchanges)
+        assert 0 <= proxy.exchanges[0].seconds < 60
+
+
 # -- tunnels ---------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,28 @@ def test_python_may_send_it_again() -> None:
         assert [r.state for r in proxy.seen] == ["request", "request", "failed"]
 
 
+def test_what_is_beyond_recall_is_not_sent_again() -> None:
+    """A body that was read on from the client is in no buffer any more."""
+
+    def decide(requests: list[Request]) -> None:
+        for request in requests:
+            if request.failed == "connect":
+                request.respond(answer(str(request.errno).encode()), close=True)
+            else:
+                request.forward(proxy.to)
+
+    with proxying(decide=decide) as proxy:
+        client = proxy.client()
+        client.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nbody")
+        upstream = proxy.upstream()
+        upstream.until(b"body")
+        client.send(b"1")
+        upstream.until(b"1")
+        upstream.close()
+        assert client.response()[1] == str(errno.ESPIPE).encode()
+        assert client.ended()
+
+
 def test_an_upstream_that_is_not_there(proxy: Proxy) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

@@ -120,11 +120,11 @@ class Service:
 # -- the client ----------------------------------------------------------------------------------
 
 
-def talk(address: Any, *parts: bytes, shut: bool = False) -> bytes:
-    """Runs on the client: says it all, and gives what comes until the end, or until the proxy
-    resets, which it tells as b"RESET" behind it."""
+def talk(address: Any, *parts: bytes, shut: bool = False, source: str = "") -> bytes:
+    """Runs on the client: says it all, from `source`, and gives what comes until the end, or until
+    the proxy resets, which it tells as b"RESET" behind it."""
     got = b""
-    with socket.create_connection(address, TIMEOUT) as sock:
+    with socket.create_connection(address, TIMEOUT, (source, 0) if source else None) as sock:
         try:
             for part in parts:
                 sock.sendall(part)

@@ -171,6 +171,17 @@ def test_connections_are_kept_on_both_sides(net: Topology, proxy: Service) -> No
     assert [int(part.partition(b",")[0]) for part in numbers] == [0, 1, 2]
 
 
+def test_a_spoofed_connection_serves_its_client_alone(net: Topology, proxy: Service) -> None:
+    other = "192.0.2.3"
+    net.client.route(f"{other}/32", local=True)
+    one, two, again = (
+        seen(ask(net, get("/seen", HOST), source=source)) for source in ("", other, "")
+    )
+    assert (two["peer"], two["number"]) == (other, 0)
+    assert (again["peer"], again["port"]) == (net.client_ip[V4], one["port"])
+    assert again["number"] == one["number"] + 1
+
+
 def test_an_old_client(net: Topology, proxy: Service) -> None:
     told = seen(ask(net, get("/seen", version="1.0")))
     assert told["start"][2] == "HTTP/1.0"  # so the origin sends nothing in chunks

@@ -53,16 +53,23 @@ int lc_reserve(struct lc_plane *p, size_t n)
     return 0;
 }
 
-int lc_command(struct lc_plane *p, const struct command *c)
+int lc_queue(struct lc_plane *p, const struct command *c)
 {
     int err = lc_reserve(p, 1);
 
     if (err < 0)
         return err;
     p->commands[p->n_commands++] = *c;
-    if (p->n_commands == 1)
+    return p->n_commands == 1;
+}
+
+int lc_command(struct lc_plane *p, const struct command *c)
+{
+    int first = lc_queue(p, c);
+
+    if (first > 0)
         lc_bell_ring(p->wake);
-    return 0;
+    return first < 0 ? first : 0;
 }
 
 static void end_everything(struct lc_plane *p)
@@ -206,10 +213,11 @@ static void tell(struct lc_plane *p)
         p->draining = 0;
         p->tell_drained = 1;
     }
-    if (quiet && (p->done != LC_NONE || p->tell_over != 0 || p->tell_drained
-                  || lc_http_waiting(p)))
-        lc_bell_ring(p->notify);
+    quiet = quiet && (p->done != LC_NONE || p->tell_over != 0 || p->tell_drained
+                      || lc_http_waiting(p));
     pthread_mutex_unlock(&p->lock);
+    if (quiet)                  /* who is woken on this core would wait for the lock */
+        lc_bell_ring(p->notify);
 }
 
 /* -- the turn -------------------------------------------------------------------------------- */

@@ -181,6 +181,7 @@ struct lc_plane {
 int lc_alive(const struct lc_plane *p);
 int lc_reserve(struct lc_plane *p, size_t n);                   /* under the lock */
 int lc_command(struct lc_plane *p, const struct command *c);    /* under the lock; copied */
+int lc_queue(struct lc_plane *p, const struct command *c);      /* the same; 1: wake the thread */
 
 /* plane_user.c */
 void lc_hush(struct lc_plane *p);                               /* under the lock */

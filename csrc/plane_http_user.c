@@ -196,11 +196,13 @@ int lc_http_answer(struct lc_plane *p, const uint8_t *answers, size_t size)
         return -ENOMEM;
     memcpy(c.with, answers, size);
     pthread_mutex_lock(&p->lock);
-    err = p->closed > 1 ? -ESHUTDOWN : lc_command(p, &c);
+    err = p->closed > 1 ? -ESHUTDOWN : lc_queue(p, &c);
     pthread_mutex_unlock(&p->lock);
+    if (err > 0)
+        lc_bell_ring(p->wake);
     if (err < 0)
         free(c.with);
-    return err;
+    return err < 0 ? err : 0;
 }
 
 /* The client of a question that was fetched becomes the caller's: its descriptor. */

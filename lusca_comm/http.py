@@ -318,7 +318,7 @@ def fetch(plane: Plane) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]
         asked: dict[HttpService, list[Request]] = {}
         answered: dict[HttpService, list[Response]] = {}
         while at < n:
-            id, size, number, state = first(batch, at)
+            size, number, state = first(batch, at)
             service = services[number]
             raw = batch[at : at + size]
             at += size
@@ -326,9 +326,9 @@ def fetch(plane: Plane) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]
                 waiting = asked.get(service)
                 if waiting is None:
                     waiting = asked[service] = []
-                waiting.append(Request(service, id, raw))
+                waiting.append(Request(service, raw))
             else:
-                answered.setdefault(service, []).append(Response(service, id, raw))
+                answered.setdefault(service, []).append(Response(service, raw))
         for service, requests in asked.items():
             yield service._decide, (requests,)
         for service, responses in answered.items():
@@ -346,7 +346,7 @@ def _exchanges(
         n, at = len(batch), 0
         ended: dict[HttpService, list[Exchange]] = {}
         while at < n:
-            _, size, number, _ = FIRST.unpack_from(batch, at)
+            size, number, _ = FIRST.unpack_from(batch, at)
             ended.setdefault(services[number], []).append(Exchange(batch[at : at + size]))
             at += size
         for service, exchanges in ended.items():

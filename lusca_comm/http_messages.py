@@ -15,7 +15,6 @@ from .errors import CommError
 from .http_wire import (
     ABSENT,
     FLAGS,
-    ID,
     INT,
     LENGTH,
     SPAN,
@@ -48,18 +47,17 @@ _FORMS = ("", "origin", "absolute", "authority", "asterisk")
 class _Message:
     """A head, and the way to answer."""
 
-    __slots__ = ("_answered", "_id", "_raw", "_service", "data")
+    __slots__ = ("_answered", "_raw", "_service", "data")
 
-    def __init__(self, service: HttpService, id: int, raw: bytes) -> None:
+    def __init__(self, service: HttpService, raw: bytes) -> None:
         self._service = service
-        self._id = id
         self._raw = raw
         self._answered = False
 
     @property
     def id(self) -> int:
         """Of the session."""
-        return self._id
+        return int(LENGTH(self._raw, 0)[0])
 
     @property
     def answered(self) -> bool:
@@ -141,7 +139,7 @@ class _Message:
             raise CommError(errno.EALREADY, "this was answered already")
         self._answered = True
         service = self._service
-        service._answers.append(ID(self._id) + tail)
+        service._answers.append(self._raw[:8] + tail)
         if not service._deciding:
             service._soon()
 
@@ -340,7 +338,7 @@ class Request(_Message):
         """
         if self._answered:
             raise CommError(errno.EALREADY, "this was answered already")
-        taken = self._service._take(self._id)
+        taken = self._service._take(self.id)
         self._answered = True
         return taken
 

@@ -9,10 +9,9 @@ from ._shim import ffi, lib
 from .address import Address, from_shim, shim_of
 
 # struct lc_http_event and struct lc_http_exchange begin alike.
-FIRST = Struct("@QIHB")
+FIRST = Struct("@8xIHB")  # behind the id
 _EVENT = Struct("@QIHBBHHHBBiiIIQ6I2I28s28s")
 _ANSWER = Struct("@IBBHIIII28s28s")  # without the id
-ID = Struct("@Q").pack
 SPAN = Struct("@II").unpack_from
 STATUS = Struct("@HH").unpack_from
 INT = Struct("@i").unpack_from

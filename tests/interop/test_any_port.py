@@ -78,7 +78,7 @@ def _mail(place: Place, family: int) -> list[Any]:
 @v4_and_v6
 def test_curl_sends_mail(place: Place, family: int) -> None:
     """Its server speaks first, and sees the client."""
-    output = place.client("curl", "-v", *_mail(place, family))
+    output = place.client("curl", "-sSv", *_mail(place, family))
     assert re.search(r"^< 220 .*SMTP", output, re.MULTILINE), output
     place.saw(SMTP, "server-first", family)
     assert place.net.client_ip[family] in place.mail[family].text()

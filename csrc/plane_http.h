@@ -19,6 +19,7 @@ enum {
     LC_HEAD_MOST = 256 * 1024,      /* what limits may allow a head */
     LC_TOGETHER = 8192,             /* a body's first bytes travel with its head up to here */
     LC_BUCKETS = 1024,              /* of the pool */
+    LC_INTERIM = 200,               /* responses 1xx to one request */
     LC_LINGER = 2000,               /* milliseconds a client may take to read its last response */
     LC_LINGER_BYTES = 1 << 20
 };
@@ -50,9 +51,7 @@ enum {
     ON_RESPONSE = 64,
     KEEP_UPGRADE = 128,
     TUNNEL = 256,
-    STREAMED = 512,     /* body bytes are gone that nobody can send again */
-    SPOOFED = 1024,
-    FINAL = 2048        /* the response that is being sent is the last one of this connection */
+    STREAMED = 512      /* body bytes are gone that nobody can send again */
 };
 
 struct buffer {
@@ -99,6 +98,7 @@ struct http {
     uint64_t count[2];              /* the session's, when the exchange began */
     uint64_t sent;                  /* bytes of a chunked request body */
     uint64_t since;                 /* milliseconds: this phase */
+    uint32_t linger;                /* bytes thrown away */
     uint32_t taken;                 /* bytes of the body in `in`, behind the head, that are sent */
     uint32_t mark;
     int32_t err;                    /* of a question about a failure */
@@ -111,7 +111,7 @@ struct http {
     uint8_t question;               /* LC_HTTP_REQUEST ... */
     uint8_t failed;                 /* LC_HTTP_CONNECT ... */
     uint8_t body[2];                /* LC_BODY_ of the request, the response */
-    uint8_t linger;
+    uint8_t interim;                /* 1xx that came */
 };
 
 struct pooled {

@@ -160,6 +160,8 @@ static int judge(struct lc_plane *p, struct relay *r, uint8_t *bytes, size_t siz
             lc_http_ask(p, r, LC_HTTP_RESPONSE, h->reply.code);
             return 1;
         }
+        if (++h->interim > LC_INTERIM)
+            break;
         if (!(h->head.flags & LC_HEAD_OLD)) {
             const struct lc_edit edit = {.start = NULL};
 
@@ -187,7 +189,7 @@ static void read_reply(struct lc_plane *p, struct relay *r)
     size_t carried;
     ssize_t n;
 
-    while (r->side[1] & READABLE) {
+    while ((r->side[1] & READABLE) && r->hold[1] == NULL) {
         carried = h->part == NULL ? 0 : h->part->size;
         if (carried > 0)
             memcpy(bytes, h->part->bytes, carried);
@@ -214,10 +216,10 @@ void lc_http_down(struct lc_plane *p, struct relay *r, size_t *budget)
     if (h->down == DOWN_NONE && h->up != UP_CONNECTING && LC_GET(r->fd[1]) >= 0
         && (r->side[1] & (READABLE | BROKEN | HUNG)) && !lc_quiet(r, 1))
         lc_http_drop(p, r);     /* idle, and closed or talking out of turn */
-    if (h->down == DOWN_HEAD)
+    if (h->down == DOWN_HEAD && r->hold[1] != NULL)
+        lc_pump(p, r, 1, budget);       /* a 1xx that the client has not taken: nothing is read */
+    if (r->http == h && h->down == DOWN_HEAD)
         read_reply(p, r);
-    if (r->http == h && h->down == DOWN_HEAD && r->hold[1] != NULL)
-        lc_pump(p, r, 1, budget);       /* a 1xx that the client has not taken */
     if (r->http != h || h->down != DOWN_BODY)
         return;
     lc_http_body(p, r, 1, budget);

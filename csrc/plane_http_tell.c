@@ -125,6 +125,12 @@ static int append(uint8_t **to, size_t *size, size_t *room, const void *bytes, s
     return 0;
 }
 
+/* The request's, without the blank lines that came before it. */
+static const uint8_t *start_line(const struct http *h)
+{
+    return h->in->bytes + h->in->at + h->head.start[0].at;
+}
+
 /* What is known of an exchange before its end; `start` bytes of its request follow. */
 static size_t note(const struct relay *r, struct lc_http_exchange *e)
 {
@@ -133,7 +139,7 @@ static size_t note(const struct relay *r, struct lc_http_exchange *e)
 
     memset(e, 0, sizeof *e);
     if (h->in != NULL && h->head.state == LC_HEAD_WHOLE)
-        start = h->head.start[2].at + h->head.start[2].size;
+        start = h->head.start[2].at + h->head.start[2].size - h->head.start[0].at;
     e->id = lc_id(r);
     e->start = (uint32_t)start;
     e->size = (uint32_t)padded(sizeof *e + start);
@@ -175,7 +181,7 @@ void lc_http_log(struct lc_plane *p, struct relay *r, int end)
     end_note(p, r, &e, end);
     err = append(&hp->news, &hp->news_size, &hp->news_room, &e, sizeof e);
     if (err == 0 && start > 0)
-        err = append(&hp->news, &hp->news_size, &hp->news_room, h->in->bytes + h->in->at, start);
+        err = append(&hp->news, &hp->news_size, &hp->news_room, start_line(h), start);
     if (err == 0)
         err = append(&hp->news, &hp->news_size, &hp->news_room, zero,
                      e.size - sizeof e - start);
@@ -198,7 +204,7 @@ void lc_http_log_later(struct lc_plane *p, struct relay *r)
         return;
     *kept = e;
     if (start > 0)
-        memcpy(kept + 1, h->in->bytes + h->in->at, start);
+        memcpy(kept + 1, start_line(h), start);
     r->tunnel = kept;
 }
 

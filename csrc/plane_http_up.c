@@ -174,6 +174,8 @@ void lc_http_send(struct lc_plane *p, struct relay *r)
     h->up = UP_BODY;
     h->down = DOWN_HEAD;
     h->is &= (uint16_t)~BEGUN;
+    h->interim = 0;
+    lc_buffer_free(p, &h->part);        /* what an upstream before this one left of a head */
     r->last = p->now;
     lc_http_aim(p, r, p->now + h->service->shortest);
     if (r->side[1] & READABLE)
@@ -196,13 +198,13 @@ static void discard(struct lc_plane *p, struct relay *r)
     struct http *h = r->http;
     ssize_t n;
 
-    while ((r->side[0] & READABLE) && h->linger < LC_LINGER_BYTES / LC_COPY) {
+    while ((r->side[0] & READABLE) && h->linger < LC_LINGER_BYTES) {
         n = lc_receive(r, 0, p->http->read, LC_COPY);
         if (n == -EAGAIN)
             return;
         if (n <= 0)
             break;
-        h->linger++;
+        h->linger += (uint32_t)n;
     }
     if (r->side[0] & READABLE)
         lc_relay_end(p, r, LC_END_EOF, 0, 0);

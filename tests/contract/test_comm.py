@@ -205,9 +205,7 @@ def test_connect(reactor: Watched, told: Told) -> None:
     assert reactor.comm_error(sock) == 0
 
 
-def test_a_connection_that_is_reset_before_its_caller_is_told(
-    reactor: Watched, told: Told
-) -> None:
+def test_a_connection_that_is_reset_before_its_caller_is_told(reactor: Watched, told: Told) -> None:
     listener = listening(reactor)
     sock = reactor.comm_open()
     reactor.comm_connect(sock, listener.getsockname(), told, timeout=LIMIT)

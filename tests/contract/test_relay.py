@@ -27,7 +27,6 @@ from lusca_comm import CommError, RelayResult
 __all__ = ["reactor"]
 
 
-
 class Ends:
     """Both connections of a relay, and its result."""
 

@@ -8,26 +8,43 @@ from collections.abc import Sequence
 
 __all__ = ["cdn_ids", "hops_left", "received_by"]
 
-# RFC 9110, 5.6.4 and 5.6.5: a comment nests, and both may hold commas.
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-_COMMENT = re.compile(r"\((?:[^()\\]|\\.)*\)")
+# RFC 9110, 5.6.4 and 5.6.5: both may hold commas, and comments nest. One that is not closed is
+# text, so that nothing in front of a name hides it.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(")?')
+_PART = re.compile(r"\\.|[()]")
 
 
-@functools.lru_cache(maxsize=1024)
+def _without_comments(text: str) -> str:
+    """In one pass: a client may send many kilobytes of parentheses."""
+    kept, depth, at = [], 0, 0  # `at`: where what is not dealt with begins
+    for found in _PART.finditer(text):
+        part = found[0] if depth > 0 else found[0][-1]  # outside of a comment \ quotes nothing
+        if part == "(":
+            if depth == 0:
+                kept.append(text[at : found.end() - 1])
+                at = found.end() - 1
+            depth += 1
+        elif part == ")" and depth > 0:
+            depth -= 1
+            if depth == 0:
+                at = found.end()
+                kept.append(" ")
+    return "".join((*kept, text[at:]))
+
+
+@functools.lru_cache(maxsize=64)
 def received_by(via: bytes) -> frozenset[str]:
     """The proxies in a value of Via, in lower case. ``1.1 Name, HTTP/1.0 other:3128 (a comment)``:
     name, other:3128."""
-    text = via.decode("latin-1").lower()
-    while (shorter := _COMMENT.sub(" ", text)) != text:
-        text = shorter
+    text = _without_comments(via.decode("latin-1").lower())
     parts = (member.split() for member in text.split(","))
     return frozenset(part[1] for part in parts if len(part) > 1)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=64)
 def cdn_ids(cdn_loop: bytes) -> frozenset[str]:
     """Those in a value of CDN-Loop, in lower case. ``one; a="b,c", Two:8080``: one, two:8080."""
-    text = _QUOTED.sub(" ", cdn_loop.decode("latin-1").lower())
+    text = _QUOTED.sub(lambda m: " " if m[1] else m[0], cdn_loop.decode("latin-1").lower())
     return frozenset(member.partition(";")[0].strip() for member in text.split(","))
 
 

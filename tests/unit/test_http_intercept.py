@@ -235,6 +235,9 @@ MINE = Rules(pseudonym="Proxy-1", cdn_id="cdn.example")
         (["1.1 other (a, 1.1 proxy-1 (b, 1.1 proxy-1))"], False),
         (["1.1 other (\\), 1.1 proxy-1)"], False),
         (["1.1 other (x), 1.1 proxy-1"], True),
+        (["1.1 other (never closed, 1.1 proxy-1"], True),
+        (["1.1 other ((closed) never closed, 1.1 proxy-1"], True),
+        (["1.1 other \\(x, 1.1 proxy-1)"], False),
         (["proxy-1"], False),
         (["", ",,", "1.1"], False),
     ],
@@ -252,6 +255,7 @@ def test_via(via: list[str], here: bool) -> None:
         (['foo123.foocdn.example, cdn.example; trace="abcdef"'], True),
         (['other; a="x, cdn.example"'], False),
         (['other; a="x\\", cdn.example"'], False),
+        (['other; a="never closed, cdn.example'], True),
         (["cdn.example:80"], False),
         (["other", "third;x, cdn.example ;y=1"], True),
     ],
@@ -267,6 +271,13 @@ def test_loops_are_found_behind_anything(via: list[bytes], cdn_loop: list[bytes]
     loops(MINE, via, cdn_loop)
     assert loops(MINE, [*via, b"1.1 proxy-1"])
     assert loops(MINE, [], [*cdn_loop, b"cdn.example"])
+
+
+@pytest.mark.parametrize("part", [b"(", b"()", b"(\\", b'"', b'"\\"', b'\\"', b"( "])
+def test_what_takes_long_is_read_once(part: bytes) -> None:
+    """Minutes, were it looked at again for each of its parts."""
+    value = part * 300_000 + b")" * 300_000
+    assert not loops(MINE, [value], [value])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ extern const uint8_t lc_class[256];
 enum {
     FIELD_ANY, FIELD_HOST, FIELD_CONNECTION, FIELD_LENGTH, FIELD_CODING, FIELD_EXPECT,
     FIELD_UPGRADE, FIELD_KEEP_ALIVE, FIELD_PROXY_CONNECTION, FIELD_TE, FIELD_AUTHENTICATE,
-    FIELD_AUTHORIZATION, FIELD_TRAP, FIELDS
+    FIELD_AUTHORIZATION, FIELD_TRAP, FIELD_CREDENTIALS, FIELDS
 };
 #define MARK(field) (1u << (field))
 /* Marks beyond the names: what Connection said, and what the method is. */

@@ -36,10 +36,13 @@ int lc_field_known(const uint8_t *name, size_t size)
     case 10:
         return IS("connection") ? FIELD_CONNECTION : IS("keep-alive") ? FIELD_KEEP_ALIVE
                                                                       : FIELD_ANY;
+    case 13:
+        return IS("authorization") ? FIELD_CREDENTIALS : FIELD_ANY;
     case 14:
         return IS("content-length") ? FIELD_LENGTH : trap(name, "content-length", size);
     case 16:
-        return IS("proxy-connection") ? FIELD_PROXY_CONNECTION : FIELD_ANY;
+        return IS("proxy-connection") ? FIELD_PROXY_CONNECTION
+             : IS("www-authenticate") ? FIELD_CREDENTIALS : FIELD_ANY;
     case 17:
         return IS("transfer-encoding") ? FIELD_CODING : trap(name, "transfer-encoding", size);
     case 18:
@@ -185,6 +188,18 @@ static void judge_upgrade(struct lc_head *h, const uint8_t *value, size_t size)
     }
 }
 
+/* Schemes that authenticate a connection, not a request (RFC 4559, 6). */
+static void judge_credentials(struct lc_head *h, const uint8_t *value, size_t size)
+{
+    struct lc_span member;
+    size_t at = 0;
+
+    while (lc_list_next(value, &at, size, &member))
+        if ((member.size >= 4 && lc_same(value + member.at, "ntlm", 4))
+            || (member.size >= 9 && lc_same(value + member.at, "negotiate", 9)))
+            h->flags |= LC_HEAD_BOUND;
+}
+
 int lc_authority(const uint8_t *bytes, struct lc_span where, int wants_port)
 {
     const uint8_t *p = bytes + where.at, *end = p + where.size, *name = p;
@@ -236,6 +251,9 @@ int lc_field_judge(struct lc_head *h, const uint8_t *bytes, uint32_t at, size_t 
         return judge_connection(h, v, value.size);
     case FIELD_UPGRADE:
         judge_upgrade(h, v, value.size);
+        return 0;
+    case FIELD_CREDENTIALS:
+        judge_credentials(h, v, value.size);
         return 0;
     case FIELD_TRAP:
         return LC_BAD_NAME;

@@ -112,6 +112,7 @@ struct http {
     uint8_t failed;                 /* LC_HTTP_CONNECT ... */
     uint8_t body[2];                /* LC_BODY_ of the request, the response */
     uint8_t interim;                /* 1xx that came */
+    uint8_t bound;                  /* the upstream is this client's alone: LC_HEAD_BOUND */
 };
 
 struct pooled {

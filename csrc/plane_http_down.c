@@ -149,6 +149,7 @@ static int judge(struct lc_plane *p, struct relay *r, uint8_t *bytes, size_t siz
         }
         if (state != LC_HEAD_WHOLE)
             break;
+        h->bound |= (h->reply.flags & LC_HEAD_BOUND) != 0;
         if (h->reply.code >= 200 || h->reply.code == 101) {
             lc_buffer_free(p, &h->part);
             if (!(h->is & ON_RESPONSE)) {

@@ -137,6 +137,7 @@ static void forget(struct lc_plane *p, struct relay *r)
     r->side[1] = 0;
     r->trail = 0;
     r->http->route.to.family = 0;
+    r->http->bound = 0;
 }
 
 /* The upstream is closed. */
@@ -157,7 +158,7 @@ void lc_http_drop(struct lc_plane *p, struct relay *r)
 void lc_http_keep(struct lc_plane *p, struct relay *r)
 {
     if (p->draining || p->stopping || r->http->service->pool_size == 0 || (r->http->is & SPOILED)
-        || !lc_quiet(r, 1) || enter(p, r) < 0)
+        || r->http->bound || !lc_quiet(r, 1) || enter(p, r) < 0)
         lc_http_drop(p, r);
     else
         forget(p, r);

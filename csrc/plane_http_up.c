@@ -175,6 +175,7 @@ void lc_http_send(struct lc_plane *p, struct relay *r)
     h->down = DOWN_HEAD;
     h->is &= (uint16_t)~BEGUN;
     h->interim = 0;
+    h->bound |= (h->head.flags & LC_HEAD_BOUND) != 0;
     lc_buffer_free(p, &h->part);        /* what an upstream before this one left of a head */
     r->last = p->now;
     lc_http_aim(p, r, p->now + h->service->shortest);

@@ -405,7 +405,8 @@ enum {
     LC_HEAD_IS_HEAD = 32,
     LC_HEAD_SAFE = 64,          /* GET HEAD OPTIONS TRACE */
     LC_HEAD_IDEMPOTENT = 128,   /* those, PUT, DELETE */
-    LC_HEAD_TRAILERS = 256      /* TE: trailers */
+    LC_HEAD_TRAILERS = 256,     /* TE: trailers */
+    LC_HEAD_BOUND = 512         /* NTLM or Negotiate, which tell whose the whole connection is */
 };
 
 /* What was wrong: lc_bad_text has the words. */

@@ -34,6 +34,43 @@ def test_an_upstream_goes_from_client_to_client(proxy: Proxy) -> None:
     assert [e.reused for e in proxy.exchanges] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("asks", "answers"),
+    [
+        (b"Authorization: Negotiate YII=\r\n", b""),
+        (b"Authorization: NTLM TlRMTVNTUAAD\r\n", b""),
+        (b"", b'WWW-Authenticate: Basic realm="x", NTLM TlRMTVNTUAAC\r\n'),
+        (b"", b"WWW-Authenticate: Basic\r\nWWW-Authenticate: negotiate\r\n"),
+    ],
+)
+def test_an_upstream_that_knows_its_client_is_nobody_elses(
+    proxy: Proxy, asks: bytes, answers: bytes
+) -> None:
+    """NTLM and Negotiate authenticate the connection: whoever is next on it is the first client."""
+    one, two = proxy.client(), proxy.client()
+    one.send((GET % 1)[:-2] + asks + b"\r\n")
+    upstream = proxy.upstream()
+    upstream.head()
+    upstream.send(answer(b"1").replace(b"\r\n", b"\r\n" + answers, 1))
+    assert one.response()[1] == b"1"
+    proxy.exchange(one, upstream, number=2)  # it stays with its client
+    one.close()
+    assert upstream.ended()
+    assert proxy.exchange(two, number=3) is not upstream
+
+
+def test_other_credentials_are_of_a_request(proxy: Proxy) -> None:
+    one, two = proxy.client(), proxy.client()
+    one.send((GET % 1)[:-2] + b"Authorization: Basic eDp5\r\n\r\n")
+    upstream = proxy.upstream()
+    assert b"Basic eDp5" in upstream.head()
+    upstream.send(answer())
+    one.response()
+    one.close()
+    wait_for(lambda: proxy.live == 1)
+    proxy.exchange(two, upstream, number=2)
+
+
 def test_busy_upstreams_are_nobody_elses(proxy: Proxy) -> None:
     one, two = proxy.client(), proxy.client()
     one.send(GET % 1)

@@ -12,7 +12,9 @@ import ipaddress
 import re
 from typing import NamedTuple
 
-__all__ = ["Authority", "canonical", "parse_authority"]
+__all__ = ["LONGEST", "Authority", "canonical", "parse_authority"]
+
+LONGEST = 260  # bytes: a name of 253, its dot, a port
 
 _SHAPE = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,254})(?::([0-9]{0,5}))?")
 _NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
@@ -46,9 +48,13 @@ def canonical(address: str) -> str:
     return str(mapped or ip)
 
 
-@functools.lru_cache(maxsize=4096)
 def parse_authority(text: bytes) -> Authority | None:
     """``host``, ``host:port``, ``[address]:port``; None where it is malformed (RFC 9110, 4.2)."""
+    return _parsed(text) if len(text) <= LONGEST else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: bytes) -> Authority | None:
     shape = _SHAPE.fullmatch(text)
     if shape is None:
         return None

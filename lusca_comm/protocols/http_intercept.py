@@ -49,7 +49,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from .authority import Authority, canonical, parse_authority
+from .authority import LONGEST, Authority, canonical, parse_authority
 from .http_hops import cdn_ids, hops_left, received_by
 from .reachable import may_reach
 
@@ -71,7 +71,7 @@ Ports: TypeAlias = frozenset[int]
 VERIFY = ("off", "original", "strict")
 OTHER = ("tunnel", "refuse")
 _PORT_OF = {"http": 80, "https": 443}
-_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)", re.DOTALL)
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]{0,30})://([^/?#]*)([^#]*)", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +169,7 @@ def _refuse(status: int, why: str, base: bytes = b"", host: str = "") -> Verdict
 
 _TARGET = _refuse(400, "the target is no URI of http")
 _HOSTS = _refuse(400, "more than one Host")
+_HOST = _refuse(400, "Host is no host")
 _LOOP = _refuse(508, "the destination is this proxy itself")
 _OTHER = _refuse(400, "this is no HTTP/1 request")
 _SILENT = _refuse(408, "no request came")
@@ -195,12 +196,16 @@ def intercepted(
     if method == b"CONNECT":
         verdict = unframed(rules, original)
         return replace(verdict, action="forward") if verdict.action == "tunnel" else verdict
+    if len(hosts) > 1:
+        return _HOSTS
     if b"#" in target:
         return _TARGET
+    if hosts and len(hosts[0]) > LONGEST:
+        return _HOST  # and it is in no cache
     if target[:1] == b"/" or (target == b"*" and method == b"OPTIONS"):
         return _by_host(rules, tuple(hosts), original, answers)
     absolute = _ABSOLUTE.fullmatch(target)
-    if absolute is None:
+    if absolute is None or len(absolute[2]) > LONGEST:
         return _TARGET
     scheme, text, _ = absolute.groups()
     return _by_target(rules, scheme, text, tuple(hosts), original, answers)
@@ -210,15 +215,13 @@ def intercepted(
 def _by_host(
     rules: Rules, hosts: tuple[bytes, ...], original: Address, answers: tuple[str, ...] | None
 ) -> Verdict:
-    if len(hosts) > 1:
-        return _HOSTS
     if not hosts or not hosts[0]:
         own = _of(original)
         verdict = _by_authority(rules, own, original, answers)
         return verdict if verdict.status else replace(verdict, field=own.spell(rules.port))
     authority = parse_authority(hosts[0])
     if authority is None:
-        return _refuse(400, "Host is no host")
+        return _HOST
     return _by_authority(rules, authority, original, answers)
 
 
@@ -232,8 +235,6 @@ def _by_target(
     answers: tuple[str, ...] | None,
 ) -> Verdict:
     authority = parse_authority(text)
-    if len(hosts) > 1:
-        return _HOSTS
     if authority is None:
         return _TARGET
     if scheme.lower() != rules.scheme.encode():
@@ -324,6 +325,8 @@ def forwarded(
             return _refuse(400, "a request to a proxy has an absolute URI")
         return _TARGET
     scheme, text, _ = absolute.groups()
+    if len(text) > LONGEST or (hosts and len(hosts[0]) > LONGEST):
+        return _TARGET
     return _to_target(rules, scheme, text, tuple(hosts), answers)
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from lusca_comm.protocols import http_intercept
 from lusca_comm.protocols.authority import Authority, canonical, parse_authority
 from lusca_comm.protocols.http_intercept import (
     Rules,
@@ -95,6 +96,24 @@ def test_requests_that_differ_in_their_path_share_a_verdict() -> None:
         b"http://www.example.org/a",
         b"http://www.example.org/b?c",
     ]
+
+
+def test_what_is_longer_than_a_name_is_not_remembered() -> None:
+    """Or clients could fill the memory with it, 16 KiB a request."""
+    long = b"a" * 261
+    caches = (http_intercept._by_host, http_intercept._by_target, http_intercept._to_target)
+    before = [cache.cache_info().currsize for cache in caches]
+    for verdict in (
+        intercepted(Rules(), b"GET", b"/", [long], ORIGINAL),
+        intercepted(Rules(), b"GET", b"http://%s/" % long, [], ORIGINAL),
+        intercepted(Rules(), b"GET", b"%s://a/" % long, [], ORIGINAL),
+        forwarded(Rules(), b"GET", b"http://%s/" % long, []),
+        forwarded(Rules(), b"GET", b"http://a/", [long]),
+        forwarded(Rules(), b"GET", b"%s://a/" % long, []),
+        forwarded(Rules(), b"CONNECT", long + b":443", []),
+    ):
+        assert (verdict.action, verdict.status) == ("refuse", 400)
+    assert [cache.cache_info().currsize for cache in caches] == before
 
 
 # -- what holds for every request ----------------------------------------------------------------

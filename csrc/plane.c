@@ -408,6 +408,8 @@ void lc_plane_free(struct lc_plane *p)
         if (done.upstream >= 0)
             close(done.upstream);
         lc_framed_free(done.framed);
+        if (done.trail != 0)
+            (void)lc_trail_remove(done.trail);
     }
     release(p);
 }

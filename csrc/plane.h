@@ -225,7 +225,7 @@ void lc_framed_over(struct lc_plane *p, struct relay *r, int end);
 struct lc_framed *lc_framed_leave(struct relay *r);     /* what was read: the caller's */
 
 /* plane_connect.c */
-int lc_connect_go(struct job *job, int *fd);     /* *fd < 0: there is none */
+int lc_connect_go(struct job *job, int *fd, uint64_t *trail);   /* *fd < 0: there is none */
 void lc_connect_start(struct lc_plane *p, struct relay *r);
 void lc_connect_event(struct lc_plane *p, struct relay *r, unsigned what);
 

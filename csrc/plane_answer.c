@@ -50,8 +50,17 @@ void lc_answered(struct lc_plane *p, struct relay *r)
 {
     int action = r->job->action;
 
+    if (r->began == 0)
+        r->began = p->now_ns;
     if (r->flow != NULL) {
         lc_flow_answered(p, r);
+        return;
+    }
+    if (action == LC_JOIN) {
+        free(r->job);
+        r->job = NULL;
+        r->silent = p->listener[r->listener].how.report == LC_REPORT_NONE;
+        (void)lc_relay_start(p, r);
         return;
     }
     if (action == LC_RELAY || action == LC_SPOOF) {
@@ -94,6 +103,31 @@ void lc_asked_end(struct lc_plane *p, struct relay *r)
         lc_finished(p, r);
 }
 
+/* Under the lock: what the question needs to be the relay that the answer makes of it. */
+static int fit(struct relay *r, const struct lc_answer *a)
+{
+    if (a->how == NULL)
+        return 0;
+    if (lc_say_how(r, a->how) < 0)
+        return -ENOMEM;
+    r->began = 0;               /* its time is from now on, not from accept(2) */
+    if (a->action == LC_JOIN) {
+        atomic_store_explicit(&r->fd[1], a->how->upstream, memory_order_relaxed);
+        r->trail = a->how->trail;
+    }
+    return 0;
+}
+
+/* The upstream that a question would have got. */
+static void refuse(const struct lc_answer *a)
+{
+    if (a->action != LC_JOIN)
+        return;
+    if (a->how->trail != 0)
+        (void)lc_trail_remove(a->how->trail);
+    lc_reset_fd(a->how->upstream);
+}
+
 int lc_plane_answer(struct lc_plane *p, const struct lc_answer *answers, int n)
 {
     int i, taken = 0, err;
@@ -106,9 +140,12 @@ int lc_plane_answer(struct lc_plane *p, const struct lc_answer *answers, int n)
         struct relay *r = lc_by_id(p, answers[i].id);
         struct command c = {.what = DO_ANSWER, .id = answers[i].id};
 
-        if (r == NULL || r->state != ASKED)
+        if (r == NULL || r->state != ASKED) {
+            refuse(&answers[i]);
             continue;
-        if (answers[i].how != NULL && lc_say_how(r, answers[i].how) < 0) {
+        }
+        if (fit(r, &answers[i]) < 0) {
+            refuse(&answers[i]);
             c.what = DO_KILL;
         } else {
             r->state = NEW;

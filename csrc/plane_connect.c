@@ -8,9 +8,17 @@ static int port_refused(int err, int step)
     return step == LC_STEP_BIND && (err == -EADDRINUSE || err == -EACCES);
 }
 
+/* What goes in the client's name cannot come back as the machine's own. */
+static int go(struct job *job, int fd, uint64_t *trail)
+{
+    if (job->open.flags & LC_TPROXY_REM)
+        return lc_connect_as(fd, &job->open, &job->to);
+    return lc_trail_connect(fd, &job->open, &job->to, trail);
+}
+
 /* A kept port gives way where it cannot be had: at bind, or because this very connection exists
  * (EADDRNOTAVAIL, after which a socket can't be bound again). */
-int lc_connect_go(struct job *job, int *fd)
+int lc_connect_go(struct job *job, int *fd, uint64_t *trail)
 {
     struct lc_open *open = &job->open;
     int keeps = (open->flags & LC_TRANSPARENT_PORT) && open->address.port != 0;
@@ -24,14 +32,23 @@ int lc_connect_go(struct job *job, int *fd)
     }
     if (*fd < 0)
         return *fd;
-    err = lc_connect_as(*fd, open, &job->to);
+    err = go(job, *fd, trail);
     if (err == -EADDRNOTAVAIL && keeps) {
         open->address.port = 0;
         err = lc_reopen(*fd, open, &step);
         if (err >= 0)
-            err = lc_connect_as(*fd, open, &job->to);
+            err = go(job, *fd, trail);
     }
     return err;
+}
+
+/* Without a client it was only to be connected. */
+static void connected(struct lc_plane *p, struct relay *r)
+{
+    if (LC_GET(r->fd[0]) < 0)
+        lc_relay_end(p, r, LC_CONNECTED, 0, 0);
+    else
+        (void)lc_relay_start(p, r);
 }
 
 void lc_connect_start(struct lc_plane *p, struct relay *r)
@@ -39,16 +56,13 @@ void lc_connect_start(struct lc_plane *p, struct relay *r)
     int fd, err;
 
     r->state = CONNECTING;
-    err = lc_connect_go(r->job, &fd);
+    err = lc_connect_go(r->job, &fd, &r->trail);
     atomic_store_explicit(&r->fd[1], fd < 0 ? -1 : fd, memory_order_relaxed);
     if (err == 0 || err == -EINPROGRESS) {
-        int added;
+        int added = lc_poll_add(p, fd, lc_key(r, 1));
 
-        if (!(r->job->open.flags & LC_TPROXY_REM))
-            (void)lc_trail_add(fd, &r->job->to, &r->trail);
-        added = lc_poll_add(p, fd, lc_key(r, 1));
         if (added == 0 && err == 0) {
-            lc_relay_start(p, r);
+            connected(p, r);
             return;
         }
         if (added == 0 && r->job->timeout != LC_NONE)
@@ -74,5 +88,5 @@ void lc_connect_event(struct lc_plane *p, struct relay *r, unsigned what)
     }
     lc_timer_clear(p, r);
     r->side[1] |= (uint8_t)what;
-    lc_relay_start(p, r);
+    connected(p, r);
 }

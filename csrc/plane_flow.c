@@ -150,13 +150,11 @@ static int open_upstream(const struct lc_listen *how, struct relay *r, int actio
             return *fd;
         open->flags = LC_TPROXY_REM;
     }
-    err = lc_connect_go(r->job, fd);
+    err = lc_connect_go(r->job, fd, &r->trail);
     if (err < 0 && *fd >= 0) {
         close(*fd);
         *fd = -1;
     }
-    if (err == 0 && action != LC_SPOOF)
-        (void)lc_trail_add(*fd, &r->job->to, &r->trail);
     return err;
 }
 

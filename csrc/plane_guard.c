@@ -92,23 +92,6 @@ static int make_room(void)
     return 0;
 }
 
-int lc_trail_add(int fd, const struct lc_addr *to, uint64_t *trail)
-{
-    struct lc_addr here;
-    int err = lc_local(fd, &here);
-
-    if (err < 0)
-        return err;
-    enter();
-    if ((err = make_room()) == 0) {
-        *trail = hash(&here, to);
-        insert(*trail);
-        n_trails++;
-    }
-    pthread_mutex_unlock(&lock);
-    return err;
-}
-
 /* A connection over the loopback is accepted before connect(2) has returned. */
 int lc_trail_connect(int fd, const struct lc_open *request, const struct lc_addr *to,
                      uint64_t *trail)

@@ -243,14 +243,12 @@ static int begin(struct lc_plane *p, struct relay *r)
         job->open.flags |= LC_TPROXY_REM;
         job->open.engine = h->service->spoofer;
     }
-    err = lc_connect_go(job, &fd);
+    err = lc_connect_go(job, &fd, &r->trail);
     if (fd < 0)
         return err;
     atomic_store_explicit(&r->fd[1], fd, memory_order_relaxed);
     if (err < 0 && err != -EINPROGRESS)
         return err;
-    if (!h->route.spoofs)
-        (void)lc_trail_add(fd, &job->to, &r->trail);
     (void)lc_set_nodelay(fd);
     r->side[1] = 0;
     return lc_poll_add(p, fd, lc_key(r, 1));

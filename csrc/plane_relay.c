@@ -63,7 +63,7 @@ static void part(struct lc_plane *p, struct relay *r, int side, int what)
 
     if (fd < 0)
         return;
-    if (what == LC_END_LIMIT || what == LC_FRAMED) {
+    if (what == LC_END_LIMIT || what == LC_FRAMED || what == LC_CONNECTED) {
         lc_poll_remove(p, fd);
         return;
     }
@@ -91,9 +91,10 @@ void lc_relay_end(struct lc_plane *p, struct relay *r, int what, int err, int si
         lc_http_tunnel_end(p, r, what);
     if (what != LC_FRAMED)
         free(lc_framed_leave(r));
-    if (r->trail != 0)
+    if (what != LC_CONNECTED && r->trail != 0) {
         (void)lc_trail_remove(r->trail);
-    r->trail = 0;
+        r->trail = 0;
+    }
     if (what == LC_END_CONNECT)
         LC_ADD(p->failed, 1);
     else if (r->listener >= 0 && p->listener[r->listener].how.report == LC_REPORT_FAILED)

@@ -101,6 +101,7 @@ static void describe(struct relay *r, struct lc_done *out)
     out->err = r->err;
     out->side = r->blame;
     out->seconds = (double)r->began / 1e9;
+    out->trail = r->what == LC_CONNECTED ? r->trail : 0;
 }
 
 static void describe_nobody(int what, int listener, struct lc_done *out)

@@ -238,12 +238,13 @@ enum {
     LC_FRAMED,          /* a framed read is over: `framed`; its connection is given back */
     LC_CLOSED,          /* a listener, and all connections that came by it have left the plane */
     LC_DRAINED,
-    LC_END_EVICTED      /* a flow that had to go for another one */
+    LC_END_EVICTED,     /* a flow that had to go for another one */
+    LC_CONNECTED        /* a connect without a client: `upstream` and `trail` are given back */
 };
 
 /* The descriptors are non-blocking. */
 struct lc_pair {
-    int client;
+    int client;         /* -1: it only connects */
     int upstream;       /* -1: connects to `to`, from a socket opened as `open` says */
     int64_t limit_up;   /* bytes; negative: none */
     int64_t limit_down;
@@ -256,7 +257,7 @@ struct lc_pair {
     size_t prefix_down_size;
     const struct lc_open *open;
     const struct lc_addr *to;
-    uint64_t trail;     /* of lc_trail_add, removed at the end; 0: none */
+    uint64_t trail;     /* of lc_trail_connect, removed at the end; 0: none */
     uint64_t id;        /* answered */
 };
 
@@ -275,6 +276,7 @@ struct lc_done {
     struct lc_addr peer;        /* LC_ASKED, LC_REFUSED */
     struct lc_addr original;    /* LC_REFUSED: where it arrived, or where it would go round */
     struct lc_framed *framed;   /* LC_FRAMED: the caller's, for lc_framed_free; else NULL */
+    uint64_t trail;             /* LC_CONNECTED: of lc_trail_connect; else 0 */
 };
 
 struct lc_totals {
@@ -288,7 +290,7 @@ struct lc_totals {
 enum { LC_REPORT_NONE, LC_REPORT_ALL, LC_REPORT_FAILED /* connects */ };
 
 /* What is done with a connection. */
-enum { LC_RELAY = 1, LC_SPOOF, LC_DENY, LC_ASK, LC_HAND_OVER };
+enum { LC_RELAY = 1, LC_SPOOF, LC_DENY, LC_ASK, LC_HAND_OVER, LC_JOIN };
 
 /* A row of a policy: the first that matches counts. */
 struct lc_rule {
@@ -324,7 +326,8 @@ struct lc_listen {
 
 struct lc_answer {
     uint64_t id;
-    int action;         /* LC_HAND_OVER: `client` of the completion is the caller's from now on */
+    int action;         /* LC_HAND_OVER: `client` of the completion is the caller's from now on;
+                         * LC_JOIN: relays to how->upstream, connected, the plane's from now on */
     struct lc_addr to;  /* family 0: the original destination */
     const struct lc_pair *how;  /* its limits, prefixes and time-outs; NULL: as the listener has them */
 };
@@ -354,11 +357,9 @@ int lc_plane_unlisten(struct lc_plane *plane, int listener);
 int lc_plane_waiting(struct lc_plane *plane, uint64_t id, void *buffer, int size);
 int lc_plane_answer(struct lc_plane *plane, const struct lc_answer *answers, int n);
 
-/* The loop guard. A connection that this process makes under the machine's own name, noted right
- * after connect(2) began; and whether one that arrives is such a one. */
-int lc_trail_add(int fd, const struct lc_addr *to, uint64_t *trail);
-/* lc_connect_as (`request` NULL: lc_connect), and what it began is noted before any thread can ask
- * about it; *trail is 0 where nothing is. */
+/* The loop guard. A connection that this process makes under the machine's own name; and whether one
+ * that arrives is such a one. lc_connect_as (`request` NULL: lc_connect), and what it began is noted
+ * before any thread can ask about it; *trail is 0 where nothing is. */
 int lc_trail_connect(int fd, const struct lc_open *request, const struct lc_addr *to,
                      uint64_t *trail);
 int lc_trail_remove(uint64_t trail);

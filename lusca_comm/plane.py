@@ -382,7 +382,7 @@ class Plane:
             SIDES[done.side],
             client,
             upstream,
-            relay._data,
+            done.trail if done.what == lib.LC_CONNECTED else relay._data,
         )
 
     def run_completions(self, wait: float | None = 0) -> int:

@@ -23,6 +23,7 @@ ENDS = {
     lib.LC_END_CONNECT: "connect",
     lib.LC_FRAMED: "framed",
     lib.LC_END_EVICTED: "evicted",
+    lib.LC_CONNECTED: "connected",
 }
 SIDES = ("", "client", "upstream")
 

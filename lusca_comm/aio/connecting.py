@@ -14,19 +14,23 @@ from .._shim import ffi, lib
 from ..address import Address, from_shim, shim_of, spell
 from ..connect import outcome
 from ..constants import COMM_REUSEADDR, COMM_TPROXY_REM, COMM_TRANSPARENT_PORT
-from ..engines import spoofer
 from ..errors import CommError
 from ..plane import connect_request, milliseconds
 from ..reactor.timers import seconds_of
 from ..sockets import stream_of
 from ..spoof import Spoof
 from .endpoint import Endpoint
+from .planes import LoopPlane
 from .waiting import writable
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 __all__ = ["Connecting", "Upstream", "connect"]
+
+
+Answer = tuple["Connection", int, Any, int]
+"""Whose question, an action, ``struct lc_addr`` or None, and milliseconds."""
 
 
 class Upstream(Endpoint):
@@ -43,7 +47,7 @@ class Upstream(Endpoint):
         reason: str,
         trail: int,
     ) -> None:
-        """:param request: what `sock` was opened by.
+        """:param request: what `sock` was opened by; None: as `made` has it.
         :param reason: why its source is not all that was asked for."""
         self._loop = loop
         self._sock = sock
@@ -56,6 +60,21 @@ class Upstream(Endpoint):
     def peer(self) -> Address:
         """Where it goes."""
         return self._made.to
+
+    def _answer(self, client: Any) -> Answer | None:
+        """As that of :class:`Connecting`, where nobody has touched either end."""
+        if self._gone or self._streams is not None or self._unread:
+            return None
+        if getattr(client, "_asked", None) is None or client._gone:
+            return None
+        return client, lib.LC_JOIN, None, -1
+
+    def _hand(self) -> tuple[int, int]:
+        """The descriptor, and what the loop guard has of it; both the caller's from now on."""
+        return self._give(), self._give_trail()
+
+    def _given_back(self, _loop: asyncio.AbstractEventLoop, sock: socket.socket) -> object:
+        return self._take_back(sock, b"")
 
     @property
     def spoof(self) -> Spoof:
@@ -70,7 +89,7 @@ class Upstream(Endpoint):
     def _seen(self) -> Spoof:
         if self._gone:
             raise CommError(errno.EBADF, f"no connection: {self._gone}")
-        local, request = ffi.new("struct lc_addr *"), self._request
+        local, request = ffi.new("struct lc_addr *"), self._request or self._made._request()[0]
         lib.lc_seen(self.fileno(), request, local)
         if not request.flags & COMM_TPROXY_REM:
             return Spoof(from_shim(local), False, "not asked for")
@@ -121,9 +140,8 @@ class Connecting:
             raise RuntimeError("this connection was made already")
         self._begun = True
 
-    def answer(self, client: object) -> tuple[Connection, int, Any, int] | None:
-        """`client`, an action, ``struct lc_addr`` or None, and milliseconds, where the answer to
-        the question that `client` still is can say all there is to say."""
+    def _answer(self, client: object) -> Answer | None:
+        """Where the answer to the question that `client` still is can say all there is to say."""
         conn = self._conn
         if (
             conn is None
@@ -151,23 +169,15 @@ class Connecting:
         mark, conn = self._mark, self._conn
         if conn is None:
             return connect_request(self._source, self.to, self._flags, mark)
-        if mark is None:
-            mark = conn._server._mark
-        if self._source is not None or self._to is not None:
+        if self._source is not None or self._to is not None or mark is not None:
+            mark = conn._server._mark if mark is None else mark
             return connect_request(self.source, self.to, self._flags, mark)
         # What the plane told goes back as it is.
         ends = conn._question.ends
-        request = ffi.new("struct lc_open *")
-        request.family, request.type, request.flags = (
-            ends[1].family,
-            socket.SOCK_STREAM,
-            self._flags,
-        )
-        request.engine = -1
+        request = ffi.new("struct lc_open *", conn._server._request(self._flags))
+        request.family = ends[1].family
         if self._flags & COMM_TPROXY_REM:
-            request.engine, request.address = spoofer("spoof"), ends[0]
-        if mark is not None:
-            request.has_mark, request.mark = 1, mark
+            request.address = ends[0]
         return request, ends + 1
 
     @property
@@ -192,10 +202,13 @@ class Connecting:
             return CommError(code, f"{text} needs {spoof.CAPABILITY}")
         return CommError(code, f"{text}: {os.strerror(code)}")
 
-    def upstream(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Upstream:
-        """What the plane made, given back."""
-        request, _ = self._request()
-        return self._made(Upstream(loop, sock, self, request, "", 0))
+    def _hand(self) -> tuple[int, int]:
+        """As that of :class:`Upstream`: there is nothing yet."""
+        return -1, 0
+
+    def _given_back(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Upstream:
+        """What the plane made."""
+        return self._made(Upstream(loop, sock, self, None, "", 0))
 
     def _made(self, upstream: Upstream) -> Upstream:
         if self._conn is not None:
@@ -204,9 +217,23 @@ class Connecting:
 
     async def _connect(self) -> Upstream:
         loop = asyncio.get_running_loop()
-        request, to, _ = self.request()
+        request, to, timeout = self.request()
+        family = socket.AF_INET6 if request.family == 6 else socket.AF_INET
+        if self._conn is None or self._flags & COMM_TRANSPARENT_PORT:
+            return await self._connect_here(loop, request, to, family)
+        plane = LoopPlane.of(loop)
+        plane.use()
+        made = await plane.connect(request, to, timeout, family)
+        if made.end != "connected":
+            raise self.failure(made.errno or errno.ECANCELED)
+        return self._made(Upstream(loop, made.upstream, self, None, "", made.data))
+
+    async def _connect_here(
+        self, loop: asyncio.AbstractEventLoop, request: Any, to: Any, family: int
+    ) -> Upstream:
+        """Without a data plane; and where a port could not be kept, the reason is known."""
         fd, reason = spoof.open_socket(request, False)
-        sock = stream_of(fd, socket.AF_INET6 if request.family == 6 else socket.AF_INET)
+        sock = stream_of(fd, family)
         trail = 0
         try:
             if not self._flags & COMM_TPROXY_REM:

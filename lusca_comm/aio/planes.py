@@ -16,11 +16,12 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+from .. import intercept
 from .._shim import ffi, lib
 from ..errors import CommError
 from ..plane import Plane, check, fill_pair
 from ..relayed import Relay, RelayResult
-from ..sockets import socket_of
+from ..sockets import socket_of, stream_of
 
 __all__ = ["LoopPlane", "drop", "reset"]
 
@@ -138,11 +139,7 @@ class LoopPlane:
         :param connect: ``struct lc_open``, ``struct lc_addr`` and milliseconds, where `upstream`
             is -1.
         """
-        if len(self._batch) == _BATCH:
-            self._flush()
-        if self._pairs is None:
-            self._pairs = ffi.new("struct lc_pair[]", _BATCH)
-        pair = self._pairs[len(self._batch)]
+        pair = self._next_pair()
         pair.client, pair.upstream, pair.trail = client, upstream, trail
         if connect is not None:
             pair.open, pair.to, pair.timeout = connect
@@ -150,6 +147,29 @@ class LoopPlane:
         if held is not None or connect is not None:
             self._holds.append((held, connect))
         return await self._end_of(self._batch)
+
+    def _next_pair(self) -> Any:
+        if len(self._batch) == _BATCH:
+            self._flush()
+        if self._pairs is None:
+            self._pairs = ffi.new("struct lc_pair[]", _BATCH)
+        return self._pairs[len(self._batch)]
+
+    async def connect(self, request: Any, to: Any, timeout: int, family: int) -> RelayResult:
+        """Connects. The end is "connected", with the socket, of the `family`, in ``upstream``, and
+        what the loop guard has of it in ``data``; or another, with an errno. :meth:`use` comes
+        first. Cancelled, it leaves nothing.
+
+        :param request: ``struct lc_open``.
+        :param to: ``struct lc_addr``.
+        :param timeout: milliseconds; -1: the kernel's.
+        """
+        pair = self._next_pair()
+        pair.client = pair.upstream = -1
+        pair.open, pair.to, pair.timeout = request, to, timeout
+        pair.prefix_size = pair.prefix_down_size = pair.trail = 0
+        self._holds.append((request, to))
+        return await self._end_of(self._batch, family)
 
     def hand_over(self, question: int) -> None:
         """The descriptor of a question is the caller's from now on. The plane, which does not touch
@@ -166,10 +186,13 @@ class LoopPlane:
         prefix: bytes,
         limits: tuple[int | None, int | None],
         times: tuple[float | None, float | None],
+        upstream: int = -1,
+        trail: int = 0,
     ) -> RelayResult:
-        """The same for a connection that is still a question, by its answer.
+        """As :meth:`relay`, for a connection that is still a question, by its answer.
 
         :param to: ``struct lc_addr``; None: where it was going.
+        :param upstream: of LC_JOIN, as `trail`.
         """
         if len(self._answered) == _BATCH:
             self._flush()
@@ -183,17 +206,19 @@ class LoopPlane:
             answer.to.family = 0
         else:
             answer.to = to[0]
-        how.timeout = timeout
+        how.timeout, how.upstream, how.trail = timeout, upstream, trail
         held = fill_pair(how, prefix, limits, times)
         if held is not None:
             self._holds.append(held)
         return await self._end_of(self._answered)
 
-    async def _end_of(self, batch: list[Relay]) -> RelayResult:
-        """The end of a relay, which joins `batch`."""
+    async def _end_of(self, batch: list[Relay], family: int | None = None) -> RelayResult:
+        """The end of a relay, which joins `batch`.
+
+        :param family: of the socket that it makes."""
         self._soon()
         end: asyncio.Future[RelayResult] = self.loop.create_future()
-        relay = Relay(self, functools.partial(_tell, end), None)
+        relay = Relay(self, functools.partial(_tell, end), family)
         batch.append(relay)
         try:
             return await end
@@ -220,20 +245,22 @@ class LoopPlane:
             if batch:
                 self.plane.submit(self._pairs, batch)
         except CommError as why:
-            for i, relay in enumerate(batch):
-                for fd in (self._pairs[i].client, self._pairs[i].upstream):
-                    if fd >= 0:
-                        reset(fd)
-                self._refused(relay, why)
+            for relay, pair in zip(batch, self._pairs, strict=False):
+                self._refused(relay, pair.client, pair, why)
         try:
             if answered:
                 self.plane.answer(self._answers, answered)
         except CommError as why:  # it was stopped, and its questions with it
-            for relay in answered:
-                self._refused(relay, why)
+            for relay, how in zip(answered, self._hows, strict=False):
+                self._refused(relay, -1, how, why)
         self._holds.clear()
 
-    def _refused(self, relay: Relay, why: CommError) -> None:
+    def _refused(self, relay: Relay, client: int, pair: Any, why: CommError) -> None:
+        for fd in (client, pair.upstream):
+            if fd >= 0:
+                reset(fd)
+        if pair.trail:
+            intercept.forget_outgoing(pair.trail)
         code = why.errno or errno.EIO
         relay._result = RelayResult(0, 0, 0.0, "error", code, "", None, None, None)
         self._ended(relay)
@@ -248,8 +275,10 @@ class LoopPlane:
             self.plane.kill_id(relay._id)
 
     def _given_back(
-        self, _relay: Relay, fds: tuple[int, int]
+        self, relay: Relay, fds: tuple[int, int]
     ) -> tuple[socket.socket | None, socket.socket | None]:
+        if relay._data is not None and fds[1] >= 0:
+            return None, stream_of(fds[1], relay._data)
         one, two = (socket_of(fd) if fd >= 0 else None for fd in fds)
         return one, two
 
@@ -275,3 +304,5 @@ def drop(result: RelayResult) -> None:
     for sock in (result.client, result.upstream):
         if sock is not None:
             reset(sock.detach())
+    if result.end == "connected" and result.data:
+        intercept.forget_outgoing(result.data)

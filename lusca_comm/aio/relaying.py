@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CommError
 from ..plane import check_arguments
 from ..relay import RESETS
 from ..relayed import RelayResult
-from .connecting import Connecting
+from .connecting import Answer, Connecting, Upstream
 from .planes import LoopPlane, reset
 from .sides import Side, side_of
-
-if TYPE_CHECKING:
-    from .connection import Connection
 
 __all__ = ["relay"]
 
@@ -58,12 +55,13 @@ async def relay(
     limits = limit_up, limit_down
     first = check_arguments(relay, prefix, limits, (idle, total))
     loop = asyncio.get_running_loop()
-    near, far, connecting = side_of(client), None, None
     times = idle, total
-    if isinstance(upstream, Connecting):
-        answer = upstream.answer(near)
+    if isinstance(upstream, Connecting | Upstream):
+        answer = upstream._answer(client)
         if answer is not None:
             return await _answer(loop, upstream, answer, first, limits, times)
+    near, far, connecting = side_of(client), None, None
+    if isinstance(upstream, Connecting):
         if near._keeps:
             connecting = upstream
         else:
@@ -104,7 +102,7 @@ async def relay(
         if result.end == "connect":
             near._take_back(result.client, held_up)
             raise connecting.failure(result.errno)
-        far = connecting.upstream(loop, result.upstream)
+        far = connecting._given_back(loop, result.upstream)
     assert far is not None
     return result._replace(
         client=near._take_back(result.client, later_up),
@@ -114,8 +112,8 @@ async def relay(
 
 async def _answer(
     loop: asyncio.AbstractEventLoop,
-    connecting: Connecting,
-    answer: tuple[Connection, int, Any, int],
+    upstream: Connecting | Upstream,
+    answer: Answer,
     prefix: bytes,
     limits: tuple[int | None, int | None],
     times: tuple[float | None, float | None],
@@ -124,14 +122,18 @@ async def _answer(
     plane = LoopPlane.of(loop)
     plane.use()
     conn, action, to, timeout = answer
+    fd, trail = upstream._hand()
     question = conn._give_question()
-    result = await plane.answer(question, action, to, timeout, prefix, limits, times)
+    result = await plane.answer(
+        question, action, to, timeout, prefix, limits, times, upstream=fd, trail=trail
+    )
     if result.client is None:
         return result
     client = conn._take_back(result.client, b"")
     if result.end == "connect":
-        raise connecting.failure(result.errno)
-    return result._replace(client=client, upstream=connecting.upstream(loop, result.upstream))
+        assert isinstance(upstream, Connecting)
+        raise upstream.failure(result.errno)
+    return result._replace(client=client, upstream=upstream._given_back(loop, result.upstream))
 
 
 def _give(near: Side, far: Side | None) -> tuple[int, int]:

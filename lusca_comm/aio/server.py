@@ -20,10 +20,12 @@ from ..constants import (
     COMM_REUSEADDR,
     COMM_REUSEPORT,
     COMM_TPROXY_LCL,
+    COMM_TPROXY_REM,
 )
 from ..engines import probe_nat, row_of
 from ..errors import CommError
 from ..intercept_relay import InterceptRelay, Question, intercept_relay
+from ..plane import connect_request
 from .connection import Connection
 from .opening import addresses_of, open_all
 from .planes import LoopPlane, drop
@@ -32,6 +34,7 @@ __all__ = ["InterceptServer", "start_intercept_server"]
 
 Handler = Callable[[Connection], Awaitable[object]]
 _BACKLOG = 65535  # the kernel lowers it to its maximum
+_ANY = ("0.0.0.0", 0)
 
 
 class InterceptServer:
@@ -56,6 +59,7 @@ class InterceptServer:
         self._on_refused = on_refused
         self._plane: LoopPlane | None = None  # from start_serving until all is over
         self._listeners: list[InterceptRelay] = []
+        self._requests: dict[int, Any] = {}  # by flags
         self._handlers: dict[asyncio.Task[None], Connection] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._forever: asyncio.Future[None] | None = None
@@ -167,6 +171,15 @@ class InterceptServer:
 
     # -- connections ---------------------------------------------------------------------------
 
+    def _request(self, flags: int) -> Any:
+        """``struct lc_open`` of a connection out, but for its family and address."""
+        request = self._requests.get(flags)
+        if request is None:
+            source = _ANY if flags & COMM_TPROXY_REM else None
+            request = connect_request(source, _ANY, flags, self._mark)[0][0]
+            self._requests[flags] = request
+        return request
+
     def _decide(self, family: int, questions: list[Question]) -> None:
         self.accepted += len(questions)
         for question in questions:
@@ -179,7 +192,8 @@ class InterceptServer:
         try:
             await self._handler(connection)
             for upstream in connection._upstreams:
-                await upstream.close()
+                if not upstream._gone:
+                    await upstream.close()
             if not connection._gone:
                 await connection.close()
         except Exception as why:

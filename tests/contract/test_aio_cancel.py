@@ -64,6 +64,20 @@ async def in_two_steps(conn: aio.Connection, there: Any) -> None:
     await conn.relay(await conn.connect(there), idle=30)
 
 
+async def apart(conn: aio.Connection, there: Any) -> None:
+    """Between the two steps both are connected, and nobody's but the handler's."""
+    upstream = await conn.connect(there)
+    await asyncio.sleep(0)
+    result = await conn.relay(upstream, prefix=b"p", limit_up=3)
+    await result.upstream.close()
+    await conn.peek(3, least=3)
+
+
+async def side_by_side(conn: aio.Connection, there: Any) -> None:
+    upstream, _ = await asyncio.gather(conn.connect(there), conn.peek(5, least=5))
+    await conn.relay(upstream)
+
+
 async def after_streams(conn: aio.Connection, there: Any) -> None:
     await conn.reader.readexactly(2)
     upstream = await conn.connect(there)
@@ -123,6 +137,8 @@ async def pairs_of_streams(conn: aio.Connection, there: Any) -> None:
 SCRIPTS = [
     fused,
     in_two_steps,
+    apart,
+    side_by_side,
     after_streams,
     fused_after_streams,
     with_streams,

@@ -65,6 +65,19 @@ static struct service *copy(const struct lc_http_how *how)
     return s;
 }
 
+/* Whether responses can have these lines. */
+static int appends(const struct lc_http_how *how)
+{
+    static const char any[] = "HTTP/1.1 200 OK\r\n\r\n";
+    const struct lc_edit edit = {.append = how->append, .append_size = how->append_size};
+    const struct lc_limits limits = {64, 64, 1};
+    struct lc_head head = {.state = LC_HEAD_MORE};
+
+    (void)lc_frame_head(LC_FRAMER_HTTP_RESPONSE, (const uint8_t *)any, sizeof any - 1, &limits, 0,
+                        &head);
+    return lc_edit_check(&head, &edit) == 0;
+}
+
 int lc_http_service(struct lc_plane *p, const struct lc_http_how *how)
 {
     struct http_plane *hp;
@@ -73,7 +86,7 @@ int lc_http_service(struct lc_plane *p, const struct lc_http_how *how)
 
     if (!lc_alive(p))
         return -ESRCH;
-    if (how->limits.head > LC_HEAD_MOST || how->append_size > LC_TOGETHER)
+    if (how->limits.head > LC_HEAD_MOST || how->append_size > LC_TOGETHER || !appends(how))
         return -EINVAL;
     if ((s = copy(how)) == NULL)
         return -ENOMEM;

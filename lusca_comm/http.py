@@ -166,7 +166,8 @@ class HttpService:
         self._spoofer: int = how.spoofer
         shim = plane._open()
         with plane._lock:
-            self._number = check(lib.lc_http_service(shim, how))
+            what = "an HTTP service (a head of 262144 bytes at most; append_response: field lines)"
+            self._number = check(lib.lc_http_service(shim, how), what)
             plane._services.append(self)
         del held
 
@@ -377,7 +378,7 @@ class HttpServices(InterceptRelays):
         :param on_exchange: ``on_exchange(exchanges)`` for what has ended; None: they cost nothing.
         :param decide_response: ``decide_response(responses)``, for requests that were forwarded
             with `on_response`.
-        :raises CommError: EINVAL a limit; ENOSPC: a plane has 64 services.
+        :raises CommError: EINVAL a limit, or `append_response`; ENOSPC: a plane has 64 services.
         """
         service = HttpService(
             self.plane,

@@ -301,3 +301,12 @@ def test_a_foreign_address_without_the_flag_says_which(reactor: Watched) -> None
         reactor.comm_open(address=("192.0.2.77", 80))
     assert "COMM_TPROXY_LCL" in str(caught.value)
     assert "COMM_TPROXY_REM" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lines", [b"Content-Length: 1\r\n", b"Via: 1.1 x", b"Via: 1.1 x\r\n\r\n", b"no field\r\n"]
+)
+def test_lines_that_no_response_can_have(reactor: Watched, lines: bytes) -> None:
+    with pytest.raises(CommError, match="append_response") as caught:
+        reactor.http_service(nothing, append_response=lines)
+    assert caught.value.errno == errno.EINVAL

@@ -30,10 +30,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,9 @@ from lusca_comm.protocols.sni import MOST, ClientHello, Verdict, client_hello
 
 ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"  # a fatal alert, RFC 8446 6.2
 IDLE = 3600.0  # seconds that a connection may be silent once it is allowed
+LOOK_UP = 10.0  # seconds that a name has
+# asyncio's own has a few threads: names whose servers are silent would hold up all others.
+LOOK_UPS = ThreadPoolExecutor(64, "look-up")
 
 
 class Denied(Exception):
@@ -76,6 +81,9 @@ class Filter:
                 raise Denied(hello.reason)
             if hello.verdict is Verdict.NAME and not decision.bound:
                 to, why = await self._where(hello.name, conn.original)
+                decision = policy.decide(hello, conn.peer, to)  # lines with "to" are about it too
+                if not decision.allowed:
+                    raise Denied(f"the name leads to {to[0]}")
         except Denied as reason:
             tell_of(conn, hello, "deny", decision.rule, str(reason))
             return await deny(conn, hello)
@@ -100,7 +108,8 @@ class Filter:
             limit = self.silence if decision.allowed and not data else self.patience
             left = began + limit - time.monotonic()
             try:
-                got = await asyncio.wait_for(conn.peek(MOST, least=len(data) + 1), max(left, 0))
+                least = len(data) + hello.missing
+                got = await asyncio.wait_for(conn.peek(MOST, least=least), max(left, 0))
             except asyncio.TimeoutError:
                 got = data
             if len(got) <= len(data):
@@ -125,17 +134,29 @@ async def resolve(name: str, original: Address) -> list[str]:
     """The name's addresses in the family of the original one. Not those that only this machine has:
     whoever runs an allowed domain could name them."""
     family = socket.AF_INET6 if ":" in original[0] else socket.AF_INET
+    ask = functools.partial(
+        socket.getaddrinfo, name, original[1], family=family, type=socket.SOCK_STREAM
+    )
     try:
-        infos = await asyncio.get_running_loop().getaddrinfo(
-            name, original[1], family=family, type=socket.SOCK_STREAM
-        )
+        answer = asyncio.get_running_loop().run_in_executor(LOOK_UPS, ask)
+        infos = await asyncio.wait_for(answer, LOOK_UP)
+    except asyncio.TimeoutError:
+        raise Denied(f"the name has no address after {LOOK_UP:g} seconds") from None
     except (OSError, UnicodeError) as why:
         raise Denied(f"the name has no address: {why}") from None
     found = list(dict.fromkeys(str(info[4][0]) for info in infos))
-    allowed = [address for address in found if may_reach(address)]
+    allowed = [one for one in found if may_reach(one) and not is_own((one, *original[1:]), family)]
     if not allowed:
         raise Denied(f"the name has {' '.join(found)}, where nobody may go by name")
     return allowed
+
+
+def is_own(address: Address, family: int) -> bool:
+    """Whether it is this machine's: then packets to it come from it. Nothing is sent."""
+    with socket.socket(family, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+        sock.connect(address)
+        return bool(sock.getsockname()[0] == address[0])
+    return False
 
 
 async def deny(conn: aio.Connection, hello: ClientHello) -> None:

@@ -8,6 +8,7 @@
     allow     *.example.net      port 443,8443             # every name below it, and not itself
     allow     www.example.com    from 192.0.2.0/25         # clients
     allow     db.example         to 198.51.100.0/24        # where it is going
+    deny      any                to 10.0.0.0/8             # where a name leads, too
     deny      ech
     allow     not-tls            to 198.51.100.7 port 22
 

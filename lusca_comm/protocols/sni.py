@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import functools
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["MOST", "ClientHello", "Verdict", "client_hello", "looks_like_tls"]
 
@@ -54,10 +54,17 @@ class ClientHello:
     RFC 9849 6.2), and nobody on the way can tell the two apart."""
     reason: str = ""
     """With ``NOT_PARSED``: why."""
+    missing: int = field(default=0, compare=False)
+    """With ``NEED_MORE``: with fewer bytes than these no hello is complete. Who waits for so many
+    judges a hello less than a hundred times, whatever it comes in; who does so for each byte does
+    the work of all records each time."""
 
 
 class _Short(Exception):
-    """The bytes end before what is looked for does."""
+    """The bytes end before what is looked for does: so many are missing at least."""
+
+    def __init__(self, missing: int = 1) -> None:
+        self.missing = missing
 
 
 class _Malformed(Exception):
@@ -74,13 +81,13 @@ def client_hello(data: bytes | bytearray | memoryview, most: int = MOST) -> Clie
     data = bytes(data[:most])
     if not (looks := looks_like_tls(data)):
         if looks is None and len(data) < most:
-            return ClientHello(Verdict.NEED_MORE)
+            return ClientHello(Verdict.NEED_MORE, missing=1)
         return ClientHello(Verdict.NOT_TLS)
     try:
         return _judge(data, most)
-    except _Short:
+    except _Short as short:
         if len(data) < most:
-            return ClientHello(Verdict.NEED_MORE)
+            return ClientHello(Verdict.NEED_MORE, missing=min(short.missing, most - len(data)))
         return ClientHello(Verdict.NOT_PARSED, reason=f"longer than {most} bytes")
     except _Malformed as why:
         return ClientHello(Verdict.NOT_PARSED, reason=str(why))
@@ -107,7 +114,7 @@ def _judge(data: bytes, most: int) -> ClientHello:
     if data[0] & 0x80:
         size = 2 + (int.from_bytes(data[:2], "big") & 0x7FFF)
         if len(data) < size:
-            raise _Short
+            raise _Short(size - len(data))
         extensions: dict[int, bytes] = {}
         name = _ask_openssl(data[:3] + _TLS_1_2 + data[5:size])
     else:
@@ -147,22 +154,23 @@ class _Reader:
 
 def _message(data: bytes, most: int) -> bytes:
     """The body of the first handshake message, out of as many records as it is spread over."""
-    records, message = _Reader(data), bytearray()
-    while True:
-        head = records.take(3)
-        length = records.number(2)
-        if head[:2] != b"\x16\x03" or not 0 < length <= _RECORD:
+    at, message, size = 0, bytearray(), 0
+    while at + 5 <= len(data):
+        length = int.from_bytes(data[at + 3 : at + 5], "big")
+        if data[at : at + 2] != b"\x16\x03" or not 0 < length <= _RECORD:
             raise _Malformed("another record in the middle of the hello")
-        message += records.data[records.at : records.at + length]
-        if message and message[0] != 1:
-            raise _Malformed(f"handshake message {message[0]} where a ClientHello has to be")
-        if len(message) >= 4:
-            size = int.from_bytes(message[1:4], "big")
-            if size > most:
-                raise _Malformed(f"longer than {most} bytes")
-            if len(message) >= 4 + size:
-                return bytes(message[4 : 4 + size])
-        records.take(length)
+        message += data[at + 5 : at + 5 + length]
+        at += 5 + length
+        if not size and message:
+            if message[0] != 1:
+                raise _Malformed(f"handshake message {message[0]} where a ClientHello has to be")
+            if len(message) >= 4:
+                size = 4 + int.from_bytes(message[1:4], "big")
+                if size - 4 > most:
+                    raise _Malformed(f"longer than {most} bytes")
+        if size and len(message) >= size:
+            return bytes(message[4:size])
+    raise _Short((size or 4) - len(message))
 
 
 def _for_looking(body: bytes) -> tuple[bytes, dict[int, bytes]]:

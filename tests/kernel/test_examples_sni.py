@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import _sni_lab
 import _tls
 import hellos
 import pytest
@@ -204,6 +205,33 @@ def test_an_address_that_is_not_there(net: Topology, tmp_path: Path) -> None:
             assert answer == "Connection reset by peer"
         wait_for(lambda: example.text().count("unreachable") == 2)
         assert "Connection refused" in example.text()
+
+
+@v4_and_v6
+def test_where_a_name_leads_is_judged_as_where_a_client_goes(
+    net: Topology, origin: Process[None], tmp_path: Path, family: int
+) -> None:
+    """Whoever has an allowed name may point it at what the policy keeps from its clients, or at
+    the router, which can be reached from itself as from nowhere else."""
+    there, own = net.origin_ip[family], net.router_origin_ip[family]
+    near = (_sni_lab.elsewhere(there), 443)
+    (tmp_path / "hosts").write_text(f"{there} inner.a.test outer.a.test\n{own} own.a.test\n")
+    net.router.check_output(["mount", "--bind", str(tmp_path / "hosts"), "/etc/hosts"])
+    policy = f"allow outer.a.test\ndeny any to {there}\nallow .a.test"
+    own_server = start(net.router, _tls.serve, (own, 443))
+    try:
+        with filtering(net, tmp_path, policy) as example:
+            assert net.client.run(_tls.say, near, "outer.a.test") == own
+            assert origin.recv() == (own, "outer.a.test")
+            for name, why in (("inner", f"leads to {there}"), ("own", f"has {own}, where nobody")):
+                assert net.client.run(_tls.say, near, f"{name}.a.test") == DENIED
+                told = verdicts(example)[-1]
+                assert (told["verdict"], told["to"]) == ("deny", None)
+                assert why in told["why"]
+            assert told["rule"] == "policy:3: allow .a.test"
+    finally:
+        net.router.check_output(["umount", "/etc/hosts"])
+    assert own_server.alive
 
 
 def test_connections_that_were_allowed_outlive_the_policy(

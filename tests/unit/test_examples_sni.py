@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def where(
     """With a resolver that has these addresses."""
 
     async def go() -> tuple[Any, str]:
-        async def getaddrinfo(host: str, port: int, **options: Any) -> list[Any]:
+        def getaddrinfo(host: str, port: int, **options: Any) -> list[Any]:
             if not addresses:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
             assert (host, options["family"]) == (
@@ -175,7 +176,7 @@ def where(
             )
             return [(0, 0, 0, "", (address, port)) for address in addresses]
 
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         options = argparse.Namespace(pin=pin, spoof=False, patience=1, silence=1)
         return await Filter(Policy(""), options)._where("a.test", original)
 
@@ -212,6 +213,34 @@ def test_a_name_that_leads_to_the_machine_itself(
 def test_a_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Denied, match="no address"):
         where(monkeypatch, "resolve")
+
+
+def test_names_whose_servers_are_silent_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        if host != "a.test":
+            over.wait()
+        return [(0, 0, 0, "", (THERE[0], port))]
+
+    async def go() -> None:
+        options = argparse.Namespace(pin="resolve", spoof=False, patience=1, silence=1)
+        filter_ = Filter(Policy(""), options)
+        silent = [asyncio.ensure_future(filter_._where(f"{n}.test", THERE)) for n in range(60)]
+        await asyncio.sleep(0)
+        assert (await filter_._where("a.test", THERE))[0] == THERE
+        assert not any(one.done() for one in silent)
+        for one in silent:
+            one.cancel()
+        monkeypatch.setattr(sni_filter, "LOOK_UP", 0.01)
+        with pytest.raises(Denied, match="no address after"):
+            await filter_._where("silent.test", THERE)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    try:
+        asyncio.run(go())
+    finally:
+        over.set()
 
 
 def test_a_bad_policy_keeps_the_old_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

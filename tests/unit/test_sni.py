@@ -116,6 +116,19 @@ def test_a_hello_in_many_records(size: int) -> None:
     assert client_hello(data[:-1]) == ClientHello(Verdict.NEED_MORE)
 
 
+@pytest.mark.parametrize("size", [1, 7, 1 << 14])
+def test_what_is_missing_comes_in_a_few_looks(size: int) -> None:
+    """A hello that comes byte by byte, in records of a byte each, keeps nobody busy."""
+    data = hellos.records(hellos.message([SNI, (PADDING, bytes(10_000))]), size)
+    at, looks = 0, 0
+    while (hello := client_hello(data[:at])).verdict is Verdict.NEED_MORE:
+        assert 0 < hello.missing <= len(data) - at
+        at, looks = at + hello.missing, looks + 1
+    assert (hello, hello.missing) == (named(), 0)
+    assert looks < 100
+    assert client_hello(data[:9], most=20).missing <= 11
+
+
 def test_the_bound() -> None:
     fits = hellos.hello((PADDING, bytes(60_000)), SNI)
     assert client_hello(fits) == named()

@@ -51,7 +51,8 @@ enum {
     ON_RESPONSE = 64,
     KEEP_UPGRADE = 128,
     TUNNEL = 256,
-    STREAMED = 512      /* body bytes are gone that nobody can send again */
+    STREAMED = 512,     /* body bytes are gone that nobody can send again */
+    OWN = 1024          /* the response is Python's */
 };
 
 struct buffer {

@@ -170,6 +170,7 @@ static void respond(struct lc_plane *p, struct relay *r, const struct answer *an
 
     if (!whole || (a->flags & LC_HTTP_CLOSE))
         h->is &= (uint16_t)~CLIENT_KEEPS;
+    h->is |= OWN;
     h->up = whole ? UP_DONE : UP_LOST;
     h->down = DOWN_BODY;
     h->body[0] = h->body[1] = LC_BODY_NONE;

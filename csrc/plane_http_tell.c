@@ -151,7 +151,8 @@ static size_t note(const struct relay *r, struct lc_http_exchange *e)
     e->began = h->began;
     e->peer = h->peer;
     e->original = h->original;
-    e->upstream = h->route.to;
+    if (h->up != UP_ASKED && !(h->is & OWN))
+        e->upstream = h->route.to;
     return start;
 }
 

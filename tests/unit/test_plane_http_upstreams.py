@@ -71,6 +71,16 @@ def test_other_credentials_are_of_a_request(proxy: Proxy) -> None:
     proxy.exchange(two, upstream, number=2)
 
 
+def test_an_upstream_that_was_not_asked_did_not_answer(proxy: Proxy) -> None:
+    client = proxy.client()
+    upstream = proxy.exchange(client)
+    client.send(b"BAD\r\n\r\n")
+    assert client.response()[0].startswith(b"HTTP/1.1 400 ")
+    wait_for(lambda: len(proxy.exchanges) == 2)
+    assert [e.upstream for e in proxy.exchanges] == [proxy.to, None]
+    assert upstream.ended()
+
+
 def test_busy_upstreams_are_nobody_elses(proxy: Proxy) -> None:
     one, two = proxy.client(), proxy.client()
     one.send(GET % 1)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import ipaddress
 import logging
@@ -40,6 +41,7 @@ log = logging.getLogger("dns_interceptor")
 PATIENCE = 5.0  # seconds that a resolver has for an answer
 IDLE = 30.0  # seconds that a TCP connection may be silent
 QUERIES = 1000  # on their way at the same time by UDP: each of them has a socket
+QUERIES_OF_ONE = 100  # client, which may ask where nobody answers: the others go on
 
 
 class Table:
@@ -89,6 +91,8 @@ class Interceptor:
         self.resolver = resolver
         self.spoof = spoof
         self.mark = mark
+        self.asking: collections.Counter[str] = collections.Counter()
+        """Clients, and how many queries of theirs are on their way by UDP."""
 
     def _ours(self, message: bytes, peer: Address, by_udp: bool) -> bytes | None:
         query = dns.parse_query(message)
@@ -108,13 +112,21 @@ class Interceptor:
     def datagram(self, datagram: aio.InterceptedDatagram) -> Awaitable[None] | None:
         """What is ours takes no task."""
         reply = self._ours(datagram.data, datagram.peer, by_udp=True)
-        if reply is None:
+        if reply is not None:
+            datagram.reply(reply)
+        elif self.asking[datagram.peer[0]] < QUERIES_OF_ONE:
+            self.asking[datagram.peer[0]] += 1
             return self._pass_on(datagram)
-        datagram.reply(reply)
-        return None
+        return None  # beyond that the client asks again
 
     async def _pass_on(self, datagram: aio.InterceptedDatagram) -> None:
-        reply = await self._passed_on(datagram)
+        client = datagram.peer[0]
+        try:
+            reply = await self._passed_on(datagram)
+        finally:
+            self.asking[client] -= 1
+            if not self.asking[client]:
+                del self.asking[client]
         if reply is not None:
             datagram.reply(reply)
 

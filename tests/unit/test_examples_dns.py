@@ -218,3 +218,48 @@ def test_messages_by_tcp_come_in_any_pieces(messages: list[bytes], data: st.Data
     if short is not None:
         whole = sum(end <= short for end in ends) - 1
         assert read(stream[:short], []) == [*messages[:whole], "a message broke off"]
+
+
+class Asked:
+    """A query by UDP whose resolver never answers."""
+
+    original = ("203.0.113.1", 53)
+    answered = 0
+
+    def __init__(self, client: str, data: bytes) -> None:
+        self.peer, self.data = (client, 4000), data
+
+    def reply(self, _: bytes) -> None:
+        Asked.answered += 1
+
+
+def test_a_client_that_asks_for_ever_leaves_room_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interceptor = example.Interceptor(example.Table("192.0.2.1 ours.test"), None, False, None)
+    theirs, ours = message([b"theirs", b"test"]), message([b"ours", b"test"])
+
+    async def ask(*_: Any) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async def run() -> None:
+        def meet(client: str, data: bytes) -> Any:
+            coming = interceptor.datagram(Asked(client, data))  # type: ignore[arg-type]
+            return coming and asyncio.ensure_future(coming)
+
+        tasks = [meet("192.0.2.66", theirs) for _ in range(example.QUERIES_OF_ONE)]
+        assert None not in tasks
+        assert meet("192.0.2.66", theirs) is None
+        assert meet("192.0.2.66", ours) is None
+        assert Asked.answered == 1
+        tasks.append(meet("192.0.2.67", theirs))
+        assert tasks[-1] is not None
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not interceptor.asking
+
+    monkeypatch.setattr(interceptor, "_ask", ask)
+    asyncio.run(run())

@@ -314,29 +314,27 @@ class Plane:
                 n = check(lib.lc_plane_reap(self._plane, self._done, _BATCH))
                 for i in range(n):
                     done = self._done[i]
-                    if done.what == lib.LC_DRAINED:
+                    what = done.what
+                    if what in ENDS:
+                        slot = done.id & 0xFFFFFFFF
+                        relay = table[slot] if slot < len(table) else None
+                        if relay is None or relay._id != done.id:
+                            relay = self._of_listener(done)
+                        else:
+                            table[slot] = None
+                        if relay is not None:
+                            found.append((relay, self._result(relay, done, what)))
+                    elif what == lib.LC_DRAINED:
                         drained = True
-                        continue
-                    if done.what == lib.LC_CLOSED:
-                        closed.append(self._listeners[done.listener])
-                        self._listeners[done.listener] = None
-                        continue
-                    if done.what == lib.LC_REFUSED:
-                        listener = self._listeners[done.listener]
-                        refused.append((listener, listener._refusal(done)))
-                        continue
-                    if done.what == lib.LC_ASKED:
-                        listener = self._listeners[done.listener]
-                        questions.setdefault(listener, []).append(listener._question(done))
-                        continue
-                    slot = done.id & 0xFFFFFFFF
-                    relay = table[slot] if slot < len(table) else None
-                    if relay is None or relay._id != done.id:
-                        relay = self._of_listener(done)
                     else:
-                        table[slot] = None
-                    if relay is not None:
-                        found.append((relay, self._result(relay, done)))
+                        listener = self._listeners[done.listener]
+                        if what == lib.LC_ASKED:
+                            questions.setdefault(listener, []).append(listener._question(done))
+                        elif what == lib.LC_REFUSED:
+                            refused.append((listener, listener._refusal(done)))
+                        else:  # LC_CLOSED
+                            closed.append(listener)
+                            self._listeners[done.listener] = None
             for relay, result in found:
                 relay._result = result
                 relay._owner._ended(relay)
@@ -363,26 +361,28 @@ class Plane:
         return Relay(listener, listener.on_done, None)
 
     @staticmethod
-    def _result(relay: Relay, done: Any) -> RelayResult:
+    def _result(relay: Relay, done: Any, what: int) -> RelayResult:
         client = upstream = None
-        fds = (done.client, done.upstream)
-        if done.what == lib.LC_FRAMED:
+        data, fds = relay._data, (done.client, done.upstream)
+        if what == lib.LC_FRAMED:
             from .framed import Framed, take
 
             assert isinstance(relay, Framed)
             relay._framed = take(done)
+        elif what == lib.LC_CONNECTED:
+            data = done.trail
         if fds != (-1, -1):
             client, upstream = relay._owner._given_back(relay, fds)
         return RelayResult(
             done.up,
             done.down,
             done.seconds,
-            ENDS[done.what],
+            ENDS[what],
             done.err,
             SIDES[done.side],
             client,
             upstream,
-            done.trail if done.what == lib.LC_CONNECTED else relay._data,
+            data,
         )
 
     def run_completions(self, wait: float | None = 0) -> int:

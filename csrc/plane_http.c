@@ -24,6 +24,19 @@ static int waits(const struct http *h)
     return h->in == NULL || h->in->at == h->in->size;
 }
 
+/* The client waits for 100 (Continue): it is the origin's turn. */
+static int expects(const struct http *h)
+{
+    return (h->head.flags & LC_HEAD_EXPECT) && h->taken == 0 && !(h->is & STREAMED)
+        && h->interim == 0;
+}
+
+/* The rest of a request's body is the client's to send. */
+static int client_owes(const struct http *h)
+{
+    return h->up == UP_BODY && !expects(h);
+}
+
 static uint64_t due(const struct relay *r)
 {
     const struct http *h = r->http;
@@ -41,7 +54,7 @@ static uint64_t due(const struct relay *r)
     }
     if (h->down == DOWN_ASKED)
         return UINT64_MAX;
-    return r->last + (h->up == UP_BODY || h->down == DOWN_BODY ? s->body_time : s->response_time);
+    return r->last + (client_owes(h) || h->down == DOWN_BODY ? s->body_time : s->response_time);
 }
 
 static void expire(struct lc_plane *p, struct relay *r)
@@ -60,7 +73,7 @@ static void expire(struct lc_plane *p, struct relay *r)
         lc_relay_end(p, r, LC_END_EOF, 0, 0);
     else if (h->down == DOWN_BODY)
         lc_relay_end(p, r, LC_END_IDLE, ETIMEDOUT, 0);
-    else if (h->up == UP_BODY && r->hold[0] == NULL)
+    else if (client_owes(h) && r->hold[0] == NULL)
         lc_http_refuse(p, r, 408);      /* the client sends nothing of its body */
     else
         lc_http_fail(p, r, LC_HTTP_NO_TIME, ETIMEDOUT);

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 from http_sessions import GET, Peer, Proxy, answer, proxying, wait_for
 
+from lusca_comm import HttpLimits
+
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: example.org\r\n"
 
@@ -204,6 +206,21 @@ def test_an_expectation_streams(client: Peer, upstream: Peer, proxy: Proxy) -> N
     assert upstream.head() == GET % 2
     upstream.send(answer())
     client.response()
+
+
+def test_whose_turn_it_is_after_an_expectation() -> None:
+    """The client's once it was told to go on; until then the origin is late."""
+    limits = HttpLimits(body_time=0.2, response_time=0.4)
+    for told, status in ((False, 504), (True, 408)):
+        with proxying(limits=limits) as proxy:
+            client = proxy.client()
+            client.send(POST + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+            upstream = proxy.upstream()
+            upstream.head()
+            if told:
+                upstream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+                client.head()
+            assert client.head().startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_an_early_response_ends_both(proxy: Proxy, client: Peer, upstream: Peer) -> None:

@@ -1,10 +1,12 @@
-"""What the examples that intercept on asyncio have in common: options, and a server's life."""
+"""What the examples that intercept have in common: options, limits, and a server's life."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,9 +14,36 @@ from pathlib import Path
 
 from lusca_comm import CommError, aio
 
-__all__ = ["parser", "run"]
+__all__ = ["Shares", "all_descriptors", "parser", "run"]
 
 Handler = Callable[[aio.Connection], Awaitable[object]]
+
+
+class Shares:
+    """What each client has of something that clients could use up: `most`, so that others have the
+    rest."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._taken: collections.Counter[str] = collections.Counter()
+
+    def take(self, client: str) -> bool:
+        """One more; False: it has all that it may have."""
+        if self._taken[client] >= self.most:
+            return False
+        self._taken[client] += 1
+        return True
+
+    def give_back(self, client: str) -> None:
+        self._taken[client] -= 1
+        if not self._taken[client]:
+            del self._taken[client]
+
+
+def all_descriptors() -> None:
+    """As many as may be had: the usual limit is select(2)'s, and a connection has two."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def parser(doc: str | None, spoof: bool = True) -> argparse.ArgumentParser:
@@ -57,6 +86,7 @@ async def _serve(
     refused: Callable[[CommError], object],
     hangup: Callable[[], object] | None,
 ) -> None:
+    all_descriptors()
     loop = asyncio.get_running_loop()
     if hangup is not None:
         loop.add_signal_handler(signal.SIGHUP, hangup)

@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
 import contextlib
 import ipaddress
 import logging
 import random
-import resource
 import signal
 import socket
 import sys
 from collections.abc import Awaitable
 from pathlib import Path
 
+import _serving
 import dns_message as dns
 
 import lusca_comm as lc
@@ -91,8 +90,7 @@ class Interceptor:
         self.resolver = resolver
         self.spoof = spoof
         self.mark = mark
-        self.asking: collections.Counter[str] = collections.Counter()
-        """Clients, and how many queries of theirs are on their way by UDP."""
+        self.shares = _serving.Shares(QUERIES_OF_ONE)
 
     def _ours(self, message: bytes, peer: Address, by_udp: bool) -> bytes | None:
         query = dns.parse_query(message)
@@ -114,19 +112,15 @@ class Interceptor:
         reply = self._ours(datagram.data, datagram.peer, by_udp=True)
         if reply is not None:
             datagram.reply(reply)
-        elif self.asking[datagram.peer[0]] < QUERIES_OF_ONE:
-            self.asking[datagram.peer[0]] += 1
+        elif self.shares.take(datagram.peer[0]):
             return self._pass_on(datagram)
         return None  # beyond that the client asks again
 
     async def _pass_on(self, datagram: aio.InterceptedDatagram) -> None:
-        client = datagram.peer[0]
         try:
             reply = await self._passed_on(datagram)
         finally:
-            self.asking[client] -= 1
-            if not self.asking[client]:
-                del self.asking[client]
+            self.shares.give_back(datagram.peer[0])
         if reply is not None:
             datagram.reply(reply)
 
@@ -282,8 +276,7 @@ async def serve(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, again)
     hosts = ("0.0.0.0", "::")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _serving.all_descriptors()
     async with (
         await aio.start_intercept_datagrams(
             interceptor.datagram, hosts, options.port, mark=options.mark, max_handlers=QUERIES

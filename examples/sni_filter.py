@@ -49,6 +49,7 @@ from lusca_comm.protocols.sni import MOST, ClientHello, Verdict, client_hello
 
 ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"  # a fatal alert, RFC 8446 6.2
 IDLE = 3600.0  # seconds that a connection may be silent once it is allowed
+UNDECIDED = 256  # connections of one client that may wait for a verdict: the others go on
 LOOK_UP = 10.0  # seconds that a name has
 # asyncio's own has a few threads: names whose servers are silent would hold up all others.
 LOOK_UPS = ThreadPoolExecutor(64, "look-up")
@@ -67,13 +68,32 @@ class Filter:
         self.spoof: bool = options.spoof
         self.patience: float = options.patience
         self.silence: float = options.silence
+        self.shares = _serving.Shares(UNDECIDED)
 
     async def __call__(self, conn: aio.Connection) -> None:
-        policy = self.policy  # whatever happens to it meanwhile
+        client = conn.peer[0]
+        if not self.shares.take(client):
+            tell(event="refused", why=f"{client} has {UNDECIDED} connections without a verdict")
+            return conn.reset()
         try:
-            hello = await self._first_bytes(conn, policy)
+            to = await self._decide(conn, self.policy)
         except CommError as gone:
             return tell(event="gone", client=spell(conn.peer), why=gone.strerror)
+        finally:
+            self.shares.give_back(client)
+        if to is None:
+            return None
+        way = conn.connect(to, spoof=self.spoof)
+        try:
+            await conn.relay(way, idle=IDLE)
+        except CommError as failed:
+            tell(event="unreachable", client=spell(conn.peer), why=failed.strerror)
+            conn.reset()
+
+    async def _decide(self, conn: aio.Connection, policy: Policy) -> Address | None:
+        """Where it may go; None: nowhere, and it has been told so. `policy` stays the same whatever
+        happens to it meanwhile."""
+        hello = await self._first_bytes(conn, policy)
         decision = policy.decide(hello, conn.peer, conn.original)
         to, why = conn.original, "where it was going"
         try:
@@ -86,14 +106,10 @@ class Filter:
                     raise Denied(f"the name leads to {to[0]}")
         except Denied as reason:
             tell_of(conn, hello, "deny", decision.rule, str(reason))
-            return await deny(conn, hello)
+            await deny(conn, hello)
+            return None
         tell_of(conn, hello, "allow", decision.rule, why, to=to)
-        way = conn.connect(to, spoof=self.spoof)
-        try:
-            await conn.relay(way, idle=IDLE)
-        except CommError as failed:
-            tell(event="unreachable", client=spell(conn.peer), why=failed.strerror)
-            conn.reset()
+        return to
 
     async def _first_bytes(self, conn: aio.Connection, policy: Policy) -> ClientHello:
         """The verdict on what the client says first, within a limited time.

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import resource
 import signal
 import socket
 import sys
 from pathlib import Path
+
+import _serving
 
 import lusca_comm as lc
 from lusca_comm.policy_file import parse_policy
@@ -43,8 +44,7 @@ def policy(file: Path | None, otherwise: str) -> list[lc.Rule]:
 
 
 def serve(options: argparse.Namespace) -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a flow has two descriptors
+    _serving.all_descriptors()
     rules = policy(options.policy, options.otherwise)
     for host in ("0.0.0.0", "::"):
         listener = lc.comm_open(

@@ -21,13 +21,14 @@ import _sni_lab
 import _tls
 import hellos
 import pytest
+import sni_filter
 from firewall_peers import ended, shared_hosts, start
 from kernel.examples import EXAMPLES, Example, running, shows
 from kernel.proxying import FAMILIES
 from kernel.test_firewall import removed
 
 from lusca_comm.firewall import Only
-from lusca_comm.lab import Process, Topology, wait_for
+from lusca_comm.lab import Channel, Process, Topology, wait_for
 
 v4_and_v6 = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
 hosts = pytest.fixture(shared_hosts, scope="module", name="hosts")
@@ -110,7 +111,7 @@ def test_each_kind_of_beginning(
 
     hello = hellos.hello(hellos.server_name(b"a.test"))
     ech = hellos.hello(hellos.server_name(b"a.test"), (0xFE0D, bytes(9)))
-    alert = _alert()
+    alert = sni_filter.ACCESS_DENIED.hex()
     policy = "deny ech\nallow a.test to 2001:db8:ffff::/48"
     with filtering(net, tmp_path, policy, "--patience", "0.3") as example:
         for first, end, heard, saw, why in (
@@ -133,12 +134,6 @@ def test_each_kind_of_beginning(
         net.client.run(lambda: socket.create_connection((address, 443)).close())
         assert len(verdicts(example)) >= 10
     assert origin.alive
-
-
-def _alert() -> str:
-    import sni_filter
-
-    return sni_filter.ACCESS_DENIED.hex()
 
 
 @v4_and_v6
@@ -232,6 +227,33 @@ def test_where_a_name_leads_is_judged_as_where_a_client_goes(
     finally:
         net.router.check_output(["umount", "/etc/hosts"])
     assert own_server.alive
+
+
+def test_a_client_that_is_silent_on_many_connections_leaves_room_for_others(
+    net: Topology, origin: Process[None], tmp_path: Path
+) -> None:
+    v4, v6 = (net.origin_ip[family] for family in FAMILIES)
+    policy = f"allow a.test to {v4}\nallow a.test to {v6}"
+
+    def silent(channel: Channel) -> None:
+        socks = [socket.create_connection((v4, 443), 10) for _ in range(sni_filter.UNDECIDED)]
+        channel.send(len(socks))
+        channel.recv()
+
+    with filtering(net, tmp_path, policy, "--patience", "100") as example:
+        many = net.client.start(silent)
+        many.recv()
+
+        def refused() -> bool:
+            answer = net.client.run(_tls.say, (v4, 443), "a.test")
+            return answer == "Connection reset by peer"
+
+        wait_for(refused)  # once all of them were accepted
+        example.says("256 connections without a verdict")
+        assert net.client.run(_tls.say, (v6, 443), "a.test") == net.router_origin_ip[FAMILIES[1]]
+        many.send("enough")
+        many.result()
+        wait_for(lambda: not refused())
 
 
 def test_connections_that_were_allowed_outlive_the_policy(

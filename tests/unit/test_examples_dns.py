@@ -259,7 +259,7 @@ def test_a_client_that_asks_for_ever_leaves_room_for_others(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert not interceptor.asking
+        assert not interceptor.shares._taken
 
     monkeypatch.setattr(interceptor, "_ask", ask)
     asyncio.run(run())

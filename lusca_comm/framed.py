@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from ._shim import ffi, lib
 from .errors import CommError
 from .fdtable import Entry
-from .plane import Plane, check, check_arguments, milliseconds
+from .handover import check, check_arguments, milliseconds
+from .plane import Plane
 from .relay import Relays
 from .relayed import Relay, RelayResult
 

@@ -19,11 +19,11 @@ from ._shim import ffi, lib
 from .address import Address, descriptor, to_shim
 from .constants import COMM_REUSEADDR, COMM_SELECT_READ
 from .errors import CommError
+from .handover import check, lent, milliseconds
 from .http_exchange import Exchange
 from .http_messages import RESPONSE, Request, Response
 from .http_wire import FIRST, described
 from .intercept_relay import InterceptRelays
-from .plane import check, lent, milliseconds
 from .policy import Rule, table
 from .reactor.timers import seconds_of
 from .sockets import socket_of

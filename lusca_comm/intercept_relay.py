@@ -15,7 +15,8 @@ from .address import Address, descriptor, from_shim, shim_of
 from .constants import COMM_REUSEADDR, COMM_TRANSPARENT_PORT
 from .errors import CommError
 from .framed import FramedReads
-from .plane import Plane, check, milliseconds
+from .handover import check, milliseconds
+from .plane import Plane
 from .policy import Rule, table
 from .reactor.timers import seconds_of
 from .relayed import Relay, RelayResult

@@ -22,14 +22,8 @@ from .buffered import Buffered
 from .constants import COMM_ERR_CLOSING, COMM_SELECT_READ, COMM_SELECT_WRITE
 from .errors import CommError
 from .fdtable import Entry, Handler
-from .plane import (
-    Plane,
-    check_arguments,
-    check_plain,
-    connect_request,
-    fill_pair,
-    milliseconds,
-)
+from .handover import check_arguments, check_plain, connect_request, fill_pair, milliseconds
+from .plane import Plane
 from .relayed import Relay, RelayResult
 from .sockets import socket_of
 

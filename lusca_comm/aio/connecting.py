@@ -15,7 +15,7 @@ from ..address import Address, from_shim, shim_of, spell
 from ..connect import outcome
 from ..constants import COMM_REUSEADDR, COMM_TPROXY_REM, COMM_TRANSPARENT_PORT
 from ..errors import CommError
-from ..plane import connect_request, milliseconds
+from ..handover import connect_request, milliseconds
 from ..reactor.timers import seconds_of
 from ..sockets import stream_of
 from ..spoof import Spoof

@@ -19,7 +19,8 @@ from typing import Any
 from .. import intercept
 from .._shim import ffi, lib
 from ..errors import CommError
-from ..plane import Plane, check, fill_pair
+from ..handover import check, fill_pair
+from ..plane import Plane
 from ..relayed import Relay, RelayResult
 from ..sockets import socket_of, stream_of
 

@@ -7,7 +7,7 @@ import errno
 from typing import Any
 
 from ..errors import CommError
-from ..plane import check_arguments
+from ..handover import check_arguments
 from ..relay import RESETS
 from ..relayed import RelayResult
 from .connecting import Answer, Connecting, Upstream

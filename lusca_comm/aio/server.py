@@ -24,8 +24,8 @@ from ..constants import (
 )
 from ..engines import probe_nat, row_of
 from ..errors import CommError
+from ..handover import connect_request
 from ..intercept_relay import InterceptRelay, Question, intercept_relay
-from ..plane import connect_request
 from .connection import Connection
 from .opening import addresses_of, open_all
 from .planes import LoopPlane, drop

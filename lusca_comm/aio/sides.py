@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from .._shim import lib
 from ..address import descriptor
 from ..errors import CommError
-from ..plane import check_plain
+from ..handover import check_plain
 from .planes import reset
 from .streams import abort
 

@@ -348,3 +348,26 @@ int lc_head_find(const uint8_t *head, const struct lc_head *h, const char *name,
     }
     return n;
 }
+
+int lc_head_next(const uint8_t *head, const struct lc_head *h, const char *names, int n,
+                 uint32_t *at, struct lc_span *value)
+{
+    uint32_t next = *at == 0 ? lc_first_field(h) : *at, begin;
+    int i;
+
+    while ((begin = next) + 2 < h->size) {
+        size_t line = lc_line(head, h, begin), size;
+        const char *name = names;
+
+        next += (uint32_t)line + 2;
+        for (i = 0; i < n; i++, name += size + 1) {
+            size = strlen(name);
+            if (line > size && head[begin + size] == ':' && lc_same(head + begin, name, size)) {
+                *value = lc_value(head, begin, size, line);
+                *at = next;
+                return i;
+            }
+        }
+    }
+    return -1;
+}

@@ -457,6 +457,10 @@ int lc_frame_head(int framer, const uint8_t *bytes, size_t size, const struct lc
  * there are; the first `max` of them in `out`. Of a WHOLE head. */
 int lc_head_find(const uint8_t *head, const struct lc_head *h, const char *name, size_t size,
                  struct lc_span *out, int max);
+/* The first field behind *at (0: the start line) that has one of `n` names, each with its NUL: which
+ * of them, and its value; -1: there is none. */
+int lc_head_next(const uint8_t *head, const struct lc_head *h, const char *names, int n,
+                 uint32_t *at, struct lc_span *value);
 
 /* A chunked body. Zeroed before its first byte. */
 struct lc_chunks {
@@ -578,7 +582,10 @@ struct lc_http_event {
     struct lc_span start[3];
     struct lc_span authority;
     struct lc_addr peer, original;
+    struct lc_span like;        /* behind the head: LC_HTTP_LIKE bytes at most, or none */
 };
+
+enum { LC_HTTP_LIKE = 1024 };
 
 enum { LC_HTTP_FORWARD = 1, LC_HTTP_RESPOND, LC_HTTP_TUNNEL, LC_HTTP_DENY };
 enum { LC_HTTP_SPOOF = 1, LC_HTTP_MARK = 2, LC_HTTP_RETRY = 4, LC_HTTP_UPGRADE = 8,

@@ -22,7 +22,7 @@ from .errors import CommError
 from .handover import check, lent, milliseconds
 from .http_exchange import Exchange
 from .http_messages import RESPONSE, Request, Response
-from .http_wire import FIRST, described
+from .http_wire import FIRST, QUESTION, described
 from .intercept_relay import InterceptRelays
 from .policy import Rule, table
 from .reactor.timers import seconds_of
@@ -92,7 +92,7 @@ def _how(
     except CommError:
         how.spoofer = -1
     how.exchanges = exchanges
-    names = b"".join(name.encode("ascii").lower() + b"\0" for name in fields)
+    names = b"".join(name.encode("ascii") + b"\0" for name in fields)
     held = [ffi.from_buffer("char[]", names), ffi.from_buffer("uint8_t[]", append)]
     how.fields, how.names, how.field = len(fields), len(names), held[0]
     how.append, how.append_size = held[1], len(append)
@@ -158,7 +158,8 @@ class HttpService:
         self._tails: dict[Any, bytes] = {}
         self._deciding = False
         self._listeners: list[_Listener] = []
-        self._names = {name.lower(): i for i, name in enumerate(fields)}
+        fields = tuple(dict.fromkeys(name.lower() for name in fields))
+        self._names = {name: i for i, name in enumerate(fields)}
         self._head_at = described(len(fields))
         self._limits = limits or HttpLimits()
         how, held = _how(self._limits, fields, append_response, on_exchange is not None)
@@ -169,6 +170,8 @@ class HttpService:
             what = "an HTTP service (a head of 262144 bytes at most; append_response: field lines)"
             self._number = check(lib.lc_http_service(shim, how), what)
             plane._services.append(self)
+            plane._fetch_http = fetch
+            plane._exchanges |= on_exchange is not None
         del held
 
     # -- connections ---------------------------------------------------------------------------
@@ -311,30 +314,30 @@ def _bytes(plane: Plane, call: Any) -> bytes:
 def fetch(plane: Plane) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]:
     """What to call, and with what, for the questions and the exchanges that there are."""
     services: list[HttpService] = plane._services
-    first = FIRST.unpack_from
+    question = QUESTION.unpack_from
     n = _ROOM
     while n > _ROOM - _LARGEST:
         batch = _bytes(plane, lib.lc_http_fetch)
         n, at = len(batch), 0
         asked: dict[HttpService, list[Request]] = {}
         answered: dict[HttpService, list[Response]] = {}
+        last = -1
         while at < n:
-            size, number, state = first(batch, at)
-            service = services[number]
+            size, number, state, like, like_size = question(batch, at)
+            if number != last:
+                last, service = number, services[number]
+                requests = asked.setdefault(service, [])
             raw = batch[at : at + size]
             at += size
             if state != RESPONSE:
-                waiting = asked.get(service)
-                if waiting is None:
-                    waiting = asked[service] = []
-                waiting.append(Request(service, raw))
+                requests.append(Request(service, raw, raw[like : like + like_size]))
             else:
                 answered.setdefault(service, []).append(Response(service, raw))
         for service, requests in asked.items():
             yield service._decide, (requests,)
         for service, responses in answered.items():
             yield service._decide_responses, (responses,)
-    if any(service._on_exchange is not None for service in services):
+    if plane._exchanges:
         yield from _exchanges(plane, services)
 
 

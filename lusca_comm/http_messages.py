@@ -82,7 +82,7 @@ class _Message:
         if i is None:
             values = self.fields(name)
             return values[0] if values else None
-        at, size = SPAN(self._raw, 136 + 8 * i)
+        at, size = SPAN(self._raw, 144 + 8 * i)
         if at == ABSENT:
             return None
         at += self._service._head_at
@@ -134,12 +134,14 @@ class _Message:
     def _flag(self, flag: int) -> bool:
         return bool(FLAGS(self._raw, 32)[0] & flag)
 
-    def _answer(self, tail: bytes) -> None:
+    def _answer(self, answer: bytes) -> None:
+        """Sends it on as another request of this service was: what :meth:`forward` worked out then,
+        at a fraction of its cost. Which requests may go as one did, :attr:`like` tells."""
         if self._answered:
             raise CommError(errno.EALREADY, "this was answered already")
         self._answered = True
         service = self._service
-        service._answers.append(self._raw[:8] + tail)
+        service._answers.append(self._raw[:8] + answer)
         if not service._deciding:
             service._soon()
 
@@ -154,7 +156,19 @@ class Request(_Message):
     """A request that waits to be told where it goes: :meth:`forward`, :meth:`respond`,
     :meth:`tunnel`, :meth:`take` or :meth:`deny`, once."""
 
-    __slots__ = ()
+    __slots__ = ("like",)
+
+    def __init__(self, service: HttpService, raw: bytes, like: bytes) -> None:
+        self._service = service
+        self._raw = raw
+        self._answered = False
+        self.like = like
+        """Exact bytes on which a verdict may depend. Two requests of a loop's services whose `like`
+        is the same, and not b"", differ at most in what follows the first byte of the path, in
+        fields that the service did not name, in the client's port, the body's length and the
+        session: one that looks at nothing else may answer the second as the first
+        (:meth:`again`). At most 1024 bytes; b"": it would be longer, or the state is another one
+        than "request"."""
 
     @property
     def state(self) -> str:
@@ -291,10 +305,7 @@ class Request(_Message):
         self._answer(tail)
         return tail
 
-    def again(self, answer: bytes) -> None:
-        """Sends it on as another request of this service was: what :meth:`forward` worked out then,
-        at a fraction of its cost."""
-        self._answer(answer)
+    again = _Message._answer
 
     def respond(self, response: bytes, *, close: bool = False) -> None:
         """Answers with a whole response, which the caller framed.

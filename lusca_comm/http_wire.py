@@ -8,9 +8,9 @@ from struct import Struct
 from ._shim import ffi, lib
 from .address import Address, from_shim, shim_of
 
-# struct lc_http_event and struct lc_http_exchange begin alike.
-FIRST = Struct("@8xIHB")  # behind the id
-_EVENT = Struct("@QIHBBHHHBBiiIIQ6I2I28s28s")
+FIRST = Struct("@8xIHB")  # of an exchange, behind its id
+QUESTION = Struct("@8xIHB121xII")  # the same of an event, and `like`
+_EVENT = Struct("@QIHBBHHHBBiiIIQ6I2I28s28s2I")
 _ANSWER = Struct("@IBBHIIII28s28s")  # without the id
 SPAN = Struct("@II").unpack_from
 STATUS = Struct("@HH").unpack_from
@@ -26,7 +26,7 @@ _PADDING = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 
 
 def described(fields: int) -> int:
     """Where in a question its head begins."""
-    return int(ffi.sizeof("struct lc_http_event") + fields * ffi.sizeof("struct lc_span"))
+    return int(_EVENT.size + fields * ffi.sizeof("struct lc_span"))
 
 
 @functools.lru_cache(maxsize=8192)
@@ -65,5 +65,5 @@ def packed_answer(
 
 EXCHANGE = int(ffi.sizeof("struct lc_http_exchange"))
 
-if _EVENT.size != ffi.sizeof("struct lc_http_event"):
+if not QUESTION.size == _EVENT.size == ffi.sizeof("struct lc_http_event"):
     raise ImportError("csrc/shim.h and http_wire.py do not agree")

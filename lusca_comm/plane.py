@@ -36,6 +36,8 @@ class Plane:
         self._relays: list[Relay | None] = []  # by slot
         self._listeners: list[Any] = []  # by number
         self._services: list[Any] = []  # of HTTP, by number
+        self._fetch_http: Any = None  # http.fetch, once there is one
+        self._exchanges = False  # one of them wants to be told of these
         self._http_out: Any = None
         self._done: Any = None
         self._counts = ffi.new("uint64_t[2]")
@@ -250,10 +252,8 @@ class Plane:
                 yield listener._closed, ()
             if drained and self.on_drained is not None:
                 yield self.on_drained, ()
-        if self._services:
-            from .http import fetch
-
-            yield from fetch(self)
+        if self._fetch_http is not None:
+            yield from self._fetch_http(self)
 
     def _of_listener(self, done: Any) -> Relay | None:
         if done.listener < 0:

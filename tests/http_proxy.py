@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +51,19 @@ class FakeRequest:
         self.repeated = False
         self.done: Any = None
         self.__dict__.update(more)
+
+    @property
+    def like(self) -> bytes:
+        """Of the same parts as the data plane's."""
+        if self.state != "request":
+            return b""
+        target = self.target
+        if not self.connect and (start := re.match(rb"(\w+://[^/?]*)?[/?*]?", target)):
+            target = start[0]
+        looked_at = [(name, self._fields.get(name)) for name in ("host", "via", "cdn-loop")]
+        flags = (self.length is None, self.expect, self.upgrade)
+        ends = (self.original, self.peer[0])
+        return repr((self.method, target, self.version, looked_at, flags, ends)).encode()
 
     def field(self, name: str) -> bytes | None:
         return next(iter(self._fields.get(name, ())), None)

@@ -4,6 +4,7 @@ The data plane accepts connections, finds out where each was going, and judges t
 comes; :meth:`Proxy.decide` is called with the heads of all requests that wait. What it does with
 each, in reading order:
 
+    decide      as one before it, where it is like that one in all that the rules look at
     judge       what the request means, and whether Host is believed
     resolve     the addresses of a name, if that needs them; the request waits meanwhile
     obey        the verdict, and what the hook says
@@ -17,7 +18,9 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import math
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,12 +40,13 @@ from lusca_comm.protocols.http_intercept import (
     unframed,
 )
 
-FIELDS = ("host", "via")  # that are looked at in every request
+FIELDS = ("host", "via", "cdn-loop")  # that are looked at in every request
 COUNTED = (b"OPTIONS", b"TRACE")  # whose hops Max-Forwards limits
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 NOTHING = Verdict("refuse")
 BODIED = (b"POST", b"PUT")  # RFC 1945, 8.3: HTTP/1.0 has these with a length only
 MOST = 65536  # of what is remembered
+USUAL = 8192  # requests whose like goes the same way
 
 
 class Trip(NamedTuple):
@@ -55,6 +59,17 @@ class Trip(NamedTuple):
     append: bytes = b""
     attempt: int = 0
     """Of the addresses in the verdict."""
+
+
+class Usual(NamedTuple):
+    """What becomes of every request that is like one before it."""
+
+    until: float
+    """By time.monotonic(): the addresses in it are asked for again."""
+    trip: Trip
+    answer: bytes
+    noted: bool
+    """Something has to be known of it later."""
 
 
 class Proxy:
@@ -74,7 +89,7 @@ class Proxy:
         self._resolver = resolver
         self._log = log
         self._answers = Answers(options.via)
-        self._usual: dict[tuple[Verdict, bytes], tuple[Trip, bytes]] = {}  # and its answer
+        self._usual: dict[bytes, Usual] = {}  # by `like`
         self._trips: dict[int, Trip] = {}  # by session, while there is another address
         self._may_use = functools.lru_cache(maxsize=4096)(self._is_allowed)
         cdn_loop = f"CDN-Loop: {options.cdn_loop}\r\n" if options.cdn_loop else ""
@@ -84,7 +99,14 @@ class Proxy:
         }
 
     def decide(self, requests: list[Any]) -> None:
+        usual, now = self._usual.get, time.monotonic()
         for request in requests:
+            known = usual(request.like)
+            if known is not None and known.until > now:
+                if known.noted or self._trips:
+                    self._begin(request, known.trip)
+                request.again(known.answer)
+                continue
             try:
                 state = request.state
                 if state == "request":
@@ -123,14 +145,24 @@ class Proxy:
             self.resolve(request, verdict.host, self.judge)
         elif method in BODIED and request.length is None and request.version == b"HTTP/1.0":
             self.answer(request, 411, "a body without a length", verdict, "NONE_NONE")
-        elif (request.field("via") or self._options.cdn_loop) and self._has_been_here(request):
+        elif self._has_been_here(request):
             self.answer(request, 508, "the request has been here before", verdict)
         elif method in COUNTED and (self._hops_left(request) or 0) < 0:
             self.answer(request, 204 if method == b"OPTIONS" else 501, "the last hop", verdict)
+        elif self.hook is None and verdict.action == "forward":
+            self.send(request, verdict, self._until(verdict, answers))
         else:
             self.obey(request, verdict)
 
+    def _until(self, verdict: Verdict, answers: Answer | None) -> float:
+        """When it may be another one, by the clock of time.monotonic()."""
+        if answers is None:
+            return math.inf
+        return self._resolver.until((verdict.claimed or verdict).host)
+
     def _has_been_here(self, request: Any) -> bool:
+        if not (request.field("via") or request.field("cdn-loop")):
+            return False
         return loops(self._rules, request.fields("via"), request.fields("cdn-loop"))
 
     @staticmethod
@@ -194,23 +226,17 @@ class Proxy:
         drop = (*trip.drop, *map(str.lower, how.drop))
         self.go(request, Trip(verdict, start, drop, trip.append + how.lines))
 
-    def send(self, request: Any, verdict: Verdict) -> None:
-        """To the origin; the usual request goes as one like it did."""
-        key = (verdict, request.version)
-        known = self._usual.get(key)
-        unusual = request.upgrade or request.method in COUNTED
-        if known is None or unusual:
-            trip = self.trip(request, verdict)
-            answer = self.go(request, trip)
-            if answer is not None and not (unusual or self._options.forwarded_for):
-                if len(self._usual) >= MOST:
-                    self._usual.clear()
-                self._usual[key] = trip, answer
+    def send(self, request: Any, verdict: Verdict, until: float = 0.0) -> None:
+        """To the origin, and those that are like it, `until` then."""
+        trip = self.trip(request, verdict)
+        answer = self.go(request, trip)
+        unusual = request.upgrade or request.method in COUNTED or self._options.forwarded_for
+        if answer is None or until <= 0 or unusual or not request.like:
             return
-        trip, answer = known
-        if self._log is not None or self._trips or len(verdict.to) > 1:
-            self._begin(request, trip)
-        request.again(answer)
+        if len(self._usual) >= USUAL:
+            self._usual.clear()
+        noted = self._log is not None or len(verdict.to) > 1
+        self._usual[request.like] = Usual(until, trip, answer, noted)
 
     def trip(self, request: Any, verdict: Verdict) -> Trip:
         """What of the head is written anew."""

@@ -49,6 +49,12 @@ class Resolver:
         found = self._known.get(name)
         return found[1] if found is not None and found[0] > time.monotonic() else None
 
+    def until(self, name: str) -> float:
+        """How long what is known of it stays so, by time.monotonic(); 0: nothing is, or that it has
+        no address, which may be known better soon."""
+        until, answer = self._known.get(name, (0.0, ()))
+        return until if answer else 0.0
+
     def look_up(self, name: str, then: Then) -> bool:
         """Calls ``then(addresses)`` later. False: too many wait, and nobody is called."""
         waiting = self._waiting.get(name)

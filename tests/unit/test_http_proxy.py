@@ -32,10 +32,14 @@ class Names:
 
     def __init__(self, at_once: bool = True, full: bool = False) -> None:
         self.at_once, self.full = at_once, full
+        self.end = float("inf")
         self.waiting: list[Any] = []
 
     def known(self, name: str) -> tuple[str, ...] | None:
         return NAMES[name] if self.at_once else None
+
+    def until(self, name: str) -> float:
+        return self.end if NAMES[name] else 0.0
 
     def look_up(self, name: str, then: Any) -> bool:
         self.waiting.append((name, then))
@@ -108,6 +112,54 @@ def test_the_usual_request_goes_as_one_like_it() -> None:
     assert not repeated("Host: two.example.org")
     assert not repeated("Host: www.example.org", original=("198.51.100.3", 80))
     assert repeated("Host: www.example.org")
+
+
+def test_what_was_looked_up_is_usual_for_as_long_as_it_is_known() -> None:
+    names = Names()
+    names.end = 0.0
+    by = proxy("--host-verify", "original", names=names)
+
+    def repeated(host: str) -> bool:
+        request = ask(f"Host: {host}", by=by)
+        assert forwarded(request)
+        return request.repeated
+
+    assert not repeated("www.example.org")
+    assert not repeated("www.example.org")  # it is known for no time
+    names.end = time.monotonic() + 3600
+    assert not repeated("www.example.org")
+    assert repeated("www.example.org")
+    assert not repeated("two.example.org")  # believed to be another's
+    assert repeated("two.example.org")
+    assert not repeated("none.example.org")
+    assert not repeated("none.example.org")
+    assert by._usual.pop(FakeRequest("GET / HTTP/1.1", "Host: www.example.org").like)
+    names.end = time.monotonic()
+    assert not repeated("www.example.org")
+    assert not repeated("www.example.org")
+
+
+@pytest.mark.parametrize("more", [("--forwarded-for",), ("hook",)])
+def test_what_depends_on_more_is_never_usual(more: tuple[str, ...]) -> None:
+    hook = (lambda _: None) if more == ("hook",) else None
+    by = proxy("--host-verify", "off", *(() if hook else more), hook=hook)
+    assert not any(ask("Host: www.example.org", by=by).repeated for _ in range(2))
+
+
+def test_the_usual_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    by = proxy("--host-verify", "off")
+    monkeypatch.setattr(m.proxy, "USUAL", 8)
+    for i in range(50):
+        ask(f"Host: {i}.example.org", by=by)
+        assert len(by._usual) <= 8
+
+
+def test_a_loop_is_not_usual() -> None:
+    by = proxy("--host-verify", "off", "--cdn-loop", "cdn.example")
+    assert forwarded(ask("Host: www.example.org", by=by))
+    assert ask("Host: www.example.org", "CDN-Loop: cdn.example", by=by).page == 508
+    assert ask("Host: www.example.org", "Via: 1.1 other, 1.1 me", by=by).page == 508
+    assert forwarded(ask("Host: www.example.org", by=by))
 
 
 def test_without_host_it_gets_one() -> None:

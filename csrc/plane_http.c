@@ -50,7 +50,8 @@ static uint64_t due(const struct relay *r)
     case UP_CONNECTING:
         return h->since + s->connect_time;
     case UP_LINGER:
-        return h->since + LC_LINGER;
+        return r->last + LC_LINGER_QUIET < h->since + LC_LINGER ? r->last + LC_LINGER_QUIET
+                                                                : h->since + LC_LINGER;
     }
     if (h->down == DOWN_ASKED)
         return UINT64_MAX;
@@ -171,8 +172,8 @@ void lc_http_close(struct lc_plane *p, struct relay *r)
     (void)lc_finish(LC_GET(r->fd[0]));
     h->up = UP_LINGER;
     h->down = DOWN_NONE;
-    h->since = p->now;
-    lc_http_aim(p, r, p->now + LC_LINGER);
+    h->since = r->last = p->now;
+    lc_http_aim(p, r, p->now + LC_LINGER_QUIET);
     lc_ready(p, r);
 }
 

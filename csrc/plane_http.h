@@ -20,8 +20,8 @@ enum {
     LC_TOGETHER = 8192,             /* a body's first bytes travel with its head up to here */
     LC_BUCKETS = 1024,              /* of the pool */
     LC_INTERIM = 200,               /* responses 1xx to one request */
-    LC_LINGER = 2000,               /* milliseconds a client may take to read its last response */
-    LC_LINGER_BYTES = 1 << 20
+    LC_LINGER = 30000,              /* milliseconds a client may take to read its last response */
+    LC_LINGER_QUIET = 3000          /* and without sending anything more */
 };
 
 /* The request's direction. */
@@ -99,7 +99,6 @@ struct http {
     uint64_t count[2];              /* the session's, when the exchange began */
     uint64_t sent;                  /* bytes of a chunked request body */
     uint64_t since;                 /* milliseconds: this phase */
-    uint32_t linger;                /* bytes thrown away */
     uint32_t taken;                 /* bytes of the body in `in`, behind the head, that are sent */
     uint32_t mark;
     int32_t err;                    /* of a question about a failure */

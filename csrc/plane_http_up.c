@@ -194,21 +194,23 @@ void lc_http_send(struct lc_plane *p, struct relay *r)
         lc_ready(p, r);
 }
 
-static void discard(struct lc_plane *p, struct relay *r)
+/* What a client still sends behind its last response. Closing would reset it, and a response that it
+ * has not read yet would be lost with that (RFC 9112, 9.6). */
+static void discard(struct lc_plane *p, struct relay *r, size_t *budget)
 {
-    struct http *h = r->http;
-    ssize_t n;
+    ssize_t n = 1;
 
-    while ((r->side[0] & READABLE) && h->linger < LC_LINGER_BYTES) {
+    while (n > 0 && (r->side[0] & READABLE) && *budget > 0) {
         n = lc_receive(r, 0, p->http->read, LC_COPY);
         if (n == -EAGAIN)
             return;
-        if (n <= 0)
-            break;
-        h->linger += (uint32_t)n;
+        *budget -= n > 0 && (size_t)n < *budget ? (size_t)n : *budget;
+        r->last = p->now;
     }
-    if (r->side[0] & READABLE)
+    if (n <= 0)
         lc_relay_end(p, r, LC_END_EOF, 0, 0);
+    else if (r->side[0] & READABLE)
+        lc_ready(p, r);
 }
 
 void lc_http_up(struct lc_plane *p, struct relay *r, size_t *budget)
@@ -231,7 +233,7 @@ void lc_http_up(struct lc_plane *p, struct relay *r, size_t *budget)
             h->up = UP_DONE;
         break;
     case UP_LINGER:
-        discard(p, r);
+        discard(p, r, budget);
         break;
     }
 }

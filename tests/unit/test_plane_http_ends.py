@@ -289,6 +289,17 @@ def test_a_body_that_says_it_is_too_large(small: tuple[Proxy, Peer]) -> None:
     assert client.ended()
 
 
+def test_a_client_that_sends_all_of_it_first_still_reads_the_answer(
+    small: tuple[Proxy, Peer],
+) -> None:
+    size = 32 << 20
+    _, client = small
+    client.send(POST + b"Content-Length: %d\r\n\r\n" % size)
+    client.sock.sendall(bytes(size))
+    assert client.response()[0].startswith(b"HTTP/1.1 413 ")
+    assert client.ended()
+
+
 def test_a_body_that_becomes_too_large(small: tuple[Proxy, Peer]) -> None:
     proxy, client = small
     client.send(POST + CHUNKED + b"\r\n")

@@ -93,8 +93,11 @@ class Interceptor:
         self.shares = _serving.Shares(QUERIES_OF_ONE)
 
     def _ours(self, message: bytes, peer: Address, by_udp: bool) -> bytes | None:
-        query = dns.parse_query(message)
-        reply = None
+        reply = query = None
+        try:
+            query = dns.parse_query(message)
+        except dns.Malformed:
+            reply = dns.malformed(message)
         if query is not None:
             reply = self.table.answer(query, query.size if by_udp else 65535)
         name, verdict = ("?", 0) if query is None else (query.name, query.type)

@@ -9,9 +9,10 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["A", "AAAA", "Query", "answer", "answers", "parse_query"]
+__all__ = ["A", "AAAA", "Malformed", "Query", "answer", "answers", "malformed", "parse_query"]
 
-A, AAAA, OPT, IN = 1, 28, 41, 1
+A, AAAA, OPT = 1, 28, 41
+IN, ANY = 1, 255
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, REFUSED = 0, 1, 2, 3, 5
 QR, TC, RD, RA, OPCODE = 0x8000, 0x0200, 0x0100, 0x0080, 0x7800
 DO = 0x8000  # of EDNS: the client understands DNSSEC
@@ -38,8 +39,18 @@ class Query(NamedTuple):
     dnssec: bool
 
 
+class Malformed(ValueError):
+    """A query whose question can't be read here. Somebody more tolerant reads one all the same, so
+    passed on it would get by the table."""
+
+
 def parse_query(message: bytes) -> Query | None:
-    """None: a message of another kind, or broken. It is not for us to judge: pass it on."""
+    """None: a message of another kind, which is not for us to judge: pass it on.
+
+    What is wrong behind the question changes nothing about the name that it asks for.
+
+    :raises Malformed: answer it with :func:`malformed`.
+    """
     if len(message) < HEADER.size:
         return None
     id, flags, questions, *counts = HEADER.unpack_from(message)
@@ -48,12 +59,15 @@ def parse_query(message: bytes) -> Query | None:
     try:
         name, at = _name(message, HEADER.size)
         kind, klass = struct.unpack_from(">2H", message, at)
-        question = message[HEADER.size : at + 4]
+    except (IndexError, struct.error):
+        raise Malformed from None
+    if klass not in (IN, ANY):
+        return None
+    question = message[HEADER.size : at + 4]
+    try:
         edns = _edns(message, at + 4, sum(counts))
     except (IndexError, struct.error):
-        return None
-    if klass != IN or (edns and edns[1] >> 16 & 0xFF):  # another version of EDNS
-        return None
+        edns = None
     size = 512 if edns is None else max(512, edns[0])
     return Query(
         id, flags, question, name, kind, size, edns is not None, bool(edns and edns[1] & DO)
@@ -81,6 +95,12 @@ def answer(
         flags, records, addresses = flags | TC, b"", ()
     header = HEADER.pack(query.id, flags, 1, len(addresses), 0, bool(extra))
     return header + query.question + records + extra
+
+
+def malformed(message: bytes) -> bytes:
+    """The answer to what is :class:`Malformed`: without the question."""
+    id, flags, *_ = HEADER.unpack_from(message)
+    return HEADER.pack(id, QR | RA | flags & RD | FORMERR, 0, 0, 0, 0)
 
 
 def answers(reply: bytes, asked: bytes) -> bool:

@@ -57,16 +57,28 @@ def test_edns(labels: list[bytes], size: int, dnssec: bool, data: bytes, second:
 
 @given(st.binary(max_size=80))
 def test_anything_is_a_query_or_none(data: bytes) -> None:
-    query = dns.parse_query(data)
+    try:
+        query = dns.parse_query(data)
+    except dns.Malformed:
+        query = None
+        assert dns.malformed(data)[:2] == data[:2]
+        assert dns.parse_query(dns.malformed(data)) is None
     if query is not None:
         assert data[12:].startswith(query.question)
         assert dns.parse_query(dns.answer(query, dns.NXDOMAIN)) is None  # an answer is no query
 
 
 @given(NAME, st.data())
-def test_a_query_that_breaks_off_is_none(labels: list[bytes], data: st.DataObject) -> None:
+def test_a_query_that_breaks_off(labels: list[bytes], data: st.DataObject) -> None:
+    """Before its question ends it can't be judged, and behind it there is no need to."""
     whole = message(labels, more=opt(1232), n=1)
-    assert dns.parse_query(whole[: data.draw(st.integers(0, len(whole) - 12))]) is None
+    end = len(whole) - len(opt(1232))
+    query = dns.parse_query(whole[: data.draw(st.integers(end, len(whole) - 1))])
+    assert query is not None
+    assert (query.question, query.edns) == (whole[12:end], False)
+    assert dns.parse_query(whole[: data.draw(st.integers(0, 11))]) is None
+    with pytest.raises(dns.Malformed):
+        dns.parse_query(whole[: data.draw(st.integers(12, end - 1))])
 
 
 @pytest.mark.parametrize(
@@ -76,13 +88,38 @@ def test_a_query_that_breaks_off_is_none(labels: list[bytes], data: st.DataObjec
         message([b"a"], flags=0x2900),  # UPDATE
         message([b"a"])[:4] + b"\0\2" + message([b"a"])[6:],  # two questions
         message([b"a"])[:-1] + b"\3",  # of the class CHAOS
-        message([b"a"])[:12] + b"\xc0\x0c\0\1\0\1",  # a compressed question
-        message([b"a"], more=opt(512, 1 << 16), n=1),  # EDNS of a later version
-        message([b"x" * 63] * 4),  # longer than a name may be
     ],
 )
 def test_what_is_passed_on(data: bytes) -> None:
     assert dns.parse_query(data) is None
+
+
+COMPRESSED = message([b"a"])[:12] + b"\xc0\x12\0\1\0\1\3bad\4test\0"
+
+
+@pytest.mark.parametrize("data", [COMPRESSED, message([b"x" * 63] * 4)], ids=["pointer", "long"])
+def test_a_question_that_others_may_understand(data: bytes) -> None:
+    with pytest.raises(dns.Malformed):
+        dns.parse_query(data)
+    assert dns.malformed(data) == data[:2] + b"\x81\x81" + bytes(8)
+    interceptor = example.Interceptor(example.Table("block bad.test"), None, False, None)
+    assert interceptor._ours(data, ("192.0.2.2", 4000), by_udp=True) == dns.malformed(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        message([b"bad", b"test"], n=1),  # a record is announced, and there is none
+        message([b"bad", b"test"], more=opt(512)[:-1], n=1),
+        message([b"bad", b"test"], more=opt(512, 1 << 16), n=1),  # EDNS of a later version
+        message([b"bad", b"test"])[:-1] + b"\xff",  # of any class
+    ],
+)
+def test_what_dnsmasq_answers_does_not_get_by_the_table(data: bytes) -> None:
+    interceptor = example.Interceptor(example.Table("block bad.test"), None, False, None)
+    reply = interceptor._ours(data, ("192.0.2.2", 4000), by_udp=True)
+    assert reply is not None
+    assert reply[3] & 0xF == dns.NXDOMAIN
 
 
 @given(st.integers(0, 200), st.integers(100, 4000), st.booleans(), st.booleans())

@@ -46,7 +46,7 @@ CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 NOTHING = Verdict("refuse")
 BODIED = (b"POST", b"PUT")  # RFC 1945, 8.3: HTTP/1.0 has these with a length only
 MOST = 65536  # of what is remembered
-USUAL = 8192  # requests whose like goes the same way
+USUAL = 16384  # requests whose like goes the same way: 1 KiB each at most, and their answers
 
 
 class Trip(NamedTuple):
@@ -89,7 +89,7 @@ class Proxy:
         self._resolver = resolver
         self._log = log
         self._answers = Answers(options.via)
-        self._usual: dict[bytes, Usual] = {}  # by `like`
+        self._usual: dict[bytes, Usual] = {}  # by `like`; nothing where there is a hook
         self._trips: dict[int, Trip] = {}  # by session, while there is another address
         self._may_use = functools.lru_cache(maxsize=4096)(self._is_allowed)
         cdn_loop = f"CDN-Loop: {options.cdn_loop}\r\n" if options.cdn_loop else ""

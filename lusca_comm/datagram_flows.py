@@ -113,8 +113,8 @@ class Flows:
     def _receive_flow(self, fd: int) -> Datagram | None:
         try:
             got = self._io.take(fd)
-        except CommError:  # the client is gone, as an ICMP message said
-            self._drop(self._keys[fd])
+        except CommError:
+            self.failed(fd)
             return None
         # The peer is asked for: what came before the socket was connected may be another's.
         return None if got is None else self.came(fd, got.data, got.peer)
@@ -140,8 +140,10 @@ class Flows:
         return fd in self._keys
 
     def failed(self, fd: int) -> None:
-        """The client is gone, as an ICMP message said."""
-        self._drop(self._keys[fd])
+        """The client is gone, as an ICMP message said; but what came before it is read first."""
+        key = self._keys[fd]
+        if not _unread(self._flows[key][0]):
+            self._drop(key)
 
     # -- sending -------------------------------------------------------------------------------
 

@@ -95,6 +95,14 @@ def row_of(name: str) -> int:
         raise CommError(errno.EINVAL, f"no engine {name!r}: one of {', '.join(_NAMES)}") from None
 
 
+def check_told(name: str) -> None:
+    """Raises CommError for an engine that can tell no original destination: EINVAL there is none of
+    that name; ENOTSUP it is another system's."""
+    found = engine(row_of(name))
+    if "lookup" not in found.abilities or found.errno == errno.ENOTSUP:
+        raise CommError(errno.ENOTSUP, f"engine {name!r} tells no original destinations here")
+
+
 def _named() -> list[str]:
     return [name.strip() for name in os.environ.get("LUSCA_COMM_ENGINE", "").split(",")]
 

@@ -140,7 +140,10 @@ class _Listener:
                     raise
                 server._lost += 1
             return
-        self.flows.post(datagram.peer, datagram.original, data)
+        # It is sent later: what the handler does with its buffer then, or what is none, is no
+        # business of the other answers.
+        kept = data if isinstance(data, bytes) else bytes(memoryview(data))
+        self.flows.post(datagram.peer, datagram.original, kept)
         if not self._flushing:
             self._flushing = True
             server._loop.call_soon(self._flush_soon)

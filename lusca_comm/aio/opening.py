@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 from .. import spoof
+from ..errors import CommError
 from ..sockets import socket_of
 
 __all__ = ["addresses_of", "open_all"]
@@ -19,7 +21,10 @@ async def addresses_of(
     host: str | Sequence[str] | None,
     port: int,
 ) -> list[tuple[Any, ...]]:
-    """Numeric addresses, each once."""
+    """Numeric addresses, each once. Raises CommError (EINVAL) for what is no port: getaddrinfo(3)
+    takes it modulo 65536."""
+    if not 0 <= port <= 65535:
+        raise CommError(errno.EINVAL, f"port {port} is not from 0 to 65535")
     hosts = [host] if host is None or isinstance(host, str) else list(host)
     found: dict[tuple[Any, ...], None] = {}
     for one in hosts:

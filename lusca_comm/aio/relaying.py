@@ -12,7 +12,7 @@ from ..relay import RESETS
 from ..relayed import RelayResult
 from .connecting import Answer, Connecting, Upstream
 from .planes import LoopPlane, reset
-from .sides import Side, side_of
+from .sides import Side, TransportSide, side_of
 
 __all__ = ["relay"]
 
@@ -66,7 +66,9 @@ async def relay(
             connecting = upstream
         else:
             near._relayable()
-            upstream = await upstream
+            assert isinstance(near, TransportSide)
+            with near.held():
+                upstream = await upstream
     if connecting is None:
         far = side_of(upstream)
         if client is upstream:

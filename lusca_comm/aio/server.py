@@ -22,7 +22,7 @@ from ..constants import (
     COMM_TPROXY_LCL,
     COMM_TPROXY_REM,
 )
-from ..engines import probe_nat, row_of
+from ..engines import check_told, probe_nat
 from ..errors import CommError
 from ..handover import connect_request
 from ..intercept_relay import InterceptRelay, Question, intercept_relay
@@ -113,13 +113,16 @@ class InterceptServer:
 
     async def serve_forever(self) -> None:
         """Serves until it is cancelled or the server is closed. Cancelled, it ends the handlers
-        too, and with them their connections."""
+        too, and with them their connections. Where the server is closed, it waits for them, and
+        then raises CancelledError, as asyncio's own does."""
         if self._forever is not None:
             raise RuntimeError("serve_forever() is running already")
         await self.start_serving()
         self._forever = self._loop.create_future()
         try:
             await self._forever
+            await self.wait_closed()
+            raise asyncio.CancelledError
         except asyncio.CancelledError:
             self.close()
             self.abort_clients()
@@ -139,7 +142,7 @@ class InterceptServer:
         for sock, _ in self._opened:
             sock.close()
         if self._forever is not None and not self._forever.done():
-            self._forever.cancel()
+            self._forever.set_result(None)
         self._finish()
 
     def abort_clients(self) -> None:
@@ -289,7 +292,7 @@ async def start_intercept_server(
         raise TypeError(f"handler {handler!r} is not callable")
     loop = asyncio.get_running_loop()
     if engine is not None:
-        row_of(engine)
+        check_told(engine)
     if sock is not None:
         if host is not None or port is not None:
             raise CommError(errno.EINVAL, "either sock, or host and port")

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from .._shim import lib
@@ -124,6 +125,21 @@ class TransportSide:
     def _relayable(self) -> bool:
         check_transport(self._transport, self._reader)
         return True
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While a connection is made: what a bare transport gave its protocol meanwhile would not
+        be relayed."""
+        transport = self._transport
+        if self._reader is not None or not transport.is_reading():
+            yield
+            return
+        transport.pause_reading()
+        try:
+            yield
+        except BaseException:
+            transport.resume_reading()
+            raise
 
     async def _settle(self) -> bytes:
         transport, reader = self._transport, self._reader

@@ -10,9 +10,10 @@ import socket
 from typing import Any
 
 import pytest
-from event_loops import HERE, Run, an_origin, open_sockets, plane_threads, run
+from event_loops import HERE, Run, an_origin, open_sockets, plane_threads, run, until
 
 from lusca_comm import CommError, RelayResult, aio, original_destination
+from lusca_comm.aio.connecting import Connecting, Upstream
 
 __all__ = ["run"]  # a fixture
 BIG = 3_000_000
@@ -106,6 +107,41 @@ def test_kinds(run: Run, client: str, upstream: str) -> None:
 def _all_of(sock: socket.socket) -> bytes:
     with sock:
         return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_what_comes_while_the_upstream_is_connected(
+    run: Run, monkeypatch: pytest.MonkeyPatch, reached: bool
+) -> None:
+    """A bare transport's protocol would get it, and the relay would not."""
+
+    async def main() -> None:
+        async def late(self: Connecting) -> Upstream:
+            far.sendall(b"hello")
+            far.shutdown(socket.SHUT_WR)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            return await connect(self)
+
+        connect = Connecting._connect
+        monkeypatch.setattr(Connecting, "_connect", late)
+        near, far = ends()
+        transport = await made("transport", near)
+        protocol = transport.get_protocol()
+        async with an_origin() as origin:
+            if reached:
+                await aio.relay(transport, aio.connect(origin.address))
+                assert protocol.got == b""
+                assert await asyncio.to_thread(_all_of, far) == b"origin: hello"
+                return
+        with pytest.raises(CommError, match="refused"):
+            await aio.relay(transport, aio.connect(origin.address))
+        await until(lambda: protocol.got == b"hello")
+        transport.abort()
+        far.close()
+
+    run(main)
+    assert not run.told
 
 
 def test_what_a_transport_has_not_sent(run: Run) -> None:

@@ -111,6 +111,37 @@ def test_the_end_waits_for_the_handlers(run: Run) -> None:
     run(main)
 
 
+def test_closed_while_it_serves_forever(run: Run) -> None:
+    """By a signal, for one: what is being handled goes on to its end."""
+
+    async def main() -> None:
+        async def serve() -> None:
+            async with serving(handler) as server:
+                started.set_result(server)
+                await server.serve_forever()
+
+        async def handler(conn: aio.Connection) -> None:
+            await go_on
+            conn.writer.write(b"late")
+
+        go_on: asyncio.Future[None] = asyncio.Future()
+        started: asyncio.Future[aio.InterceptServer] = asyncio.Future()
+        task = asyncio.ensure_future(serve())
+        server = await started
+        asking = asyncio.ensure_future(fetch(port_of(server)))
+        await until(lambda: server.accepted and server._forever)
+        server.close()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not task.done()
+        go_on.set_result(None)
+        assert await asking == b"late"
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main)
+
+
 @pytest.mark.parametrize("how", ["cancel", "raise"])
 def test_the_end_does_not_wait(run: Run, how: str) -> None:
     """What is cancelled, or left by an exception, ends its handlers."""
@@ -316,6 +347,12 @@ def test_what_makes_no_sense(run: Run) -> None:
             await aio.start_intercept_server("handler", HERE, 0)  # type: ignore[arg-type]
         with pytest.raises(CommError, match="no engine 'magic'"):
             await aio.start_intercept_server(answer, HERE, 0, engine="magic")
+        with pytest.raises(CommError, match="'bindany' tells no original destinations") as why:
+            await aio.start_intercept_server(answer, HERE, 0, engine="bindany")
+        assert why.value.errno == errno.ENOTSUP
+        with pytest.raises(CommError, match="port 65536 is not from") as why:
+            await aio.start_intercept_server(answer, HERE, 65536, engine="sockname")
+        assert why.value.errno == errno.EINVAL
         with socket.create_server((HERE, 0)) as taken:
             with pytest.raises(CommError) as why:
                 await aio.start_intercept_server(

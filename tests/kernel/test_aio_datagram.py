@@ -235,6 +235,36 @@ def test_handlers_are_bounded_and_what_is_dropped_is_counted(lab: Lab, kind: str
 
 
 @every_loop
+def test_answers_are_what_they_were_and_no_others_business(lab: Lab, kind: str) -> None:
+    """They are sent at the end of the turn: a buffer that is used again by then, and what is none
+    at all."""
+
+    async def main() -> None:
+        async def meet(datagram: Any) -> None:
+            if datagram.data == b"text":
+                with pytest.raises(TypeError):
+                    datagram.reply("text")
+                return
+            buffer[:] = datagram.data
+            datagram.reply(buffer)
+            datagram.reply(memoryview(buffer)[:2])
+            buffer[:] = b"none"
+
+        buffer = bytearray(4)
+        async with Bench(meet) as bench:
+            one, two = bench.client(), bench.client()
+            one.send(b"one.")
+            one.send(b"text")
+            two.send(b"two.")
+            loop = asyncio.get_running_loop()
+            for client, data in ((one, b"one."), (two, b"two.")):
+                assert await loop.sock_recv(client, 10) == data
+                assert await loop.sock_recv(client, 10) == data[:2]
+
+    lab.host("one").run(run, kind, main)
+
+
+@every_loop
 def test_what_a_handler_raises_ends_nothing_else(lab: Lab, kind: str) -> None:
     async def main() -> None:
         told: list[str] = []

@@ -276,6 +276,32 @@ def test_answers_in_a_batch_that_needs_more_flows_than_there_may_be(host: Host) 
     host.run(run)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_the_last_words_of_a_client_that_is_gone(host: Host, many: bool) -> None:
+    """They are read before the ICMP message about it ends its flow."""
+
+    def run() -> list[bytes]:
+        bench = Bench()
+        gone = bench.client()
+        got = bench.flow(gone)
+        peer = gone.getsockname()
+        gone.send(b"last words")
+        gone.close()
+        bench.reactor.comm_udp_reply(got, b"for nobody")
+        found: list[bytes] = []
+        end = time.monotonic() + LIMIT
+        while not found:
+            assert time.monotonic() < end
+            if many:
+                found += [one.data for one in bench.reactor.comm_udp_recvmany(bench.listener)]
+            elif (one := bench.reactor.comm_udp_recvfrom(bench.listener)) is not None:
+                found.append(one.data)
+                assert one.peer == peer
+        return found
+
+    assert host.run(run) == [b"last words"]
+
+
 def test_a_client_that_is_gone_costs_the_batch_nothing(host: Host) -> None:
     """The second answer to it is told what became of the first, and goes out all the same."""
 

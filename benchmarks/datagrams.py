@@ -1,7 +1,7 @@
 """Datagram relays side by side: CPU for each datagram, and how many go through in a second.
 
     python benchmarks/datagrams.py [--rounds 9] [--clients 64] [--window 4] [--seconds 2]
-                                   [--peers NAME,...] [--json FILE]
+                                   [--peers NAME,...] [--json FILE] [--plots DIRECTORY]
 
 Three hosts in network namespaces (no root needed): clients, router, origin. The clients send to the
 origin, and a TPROXY rule gives that to the relay; to a plain DatagramProtocol, which knows of no
@@ -16,7 +16,6 @@ import json
 import os
 import resource
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peers import HERE, cpu_seconds
-from report import choose, interval
+from report import Figures, Work, choose, report
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress
 
 from lusca_comm.firewall import Plan, apply
 from lusca_comm.lab import Lab, wait_for
@@ -99,6 +98,13 @@ class Bench:
         return used / datagrams * 1e6, datagrams / got["seconds"], got["p99_us"]
 
 
+WORKS = {
+    "cpu": Work("datagrams", "CPU µs each"),
+    "rate": Work("datagrams through the relay", "a second"),
+    "p99": Work("datagrams, p99 of the way there and back", "µs"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
@@ -107,39 +113,33 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--peers", help=f"of: {', '.join(PEERS)}")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plots", type=Path, help="where SVG files and the tables as text go")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    figures: dict[str, list[tuple[float, float, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder, Lab() as lab:
+    figures: dict[str, Figures] = {work: {} for work in WORKS}
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder, Lab() as lab, Progress(console=console) as bar:
         program = Path(folder, "datagrams")
         subprocess.run(["gcc", "-O2", "-o", program, HERE / "c/datagrams.c"], check=True)
         bench = Bench(lab, program, options)
         names = choose(options.peers, PEERS)
+        task = bar.add_task("", total=options.rounds * len(names))
         for _ in range(options.rounds):
             for name in names:
-                figures.setdefault(name, []).append(bench.measure(name))
-    title = f"{options.clients} clients, {options.window} datagrams of 64 bytes on their way each"
-    table = Table(title=title, title_justify="left")
-    table.add_column("relay")
-    for heading in ("CPU µs a datagram", "95 % interval", "datagrams/s", "p99 there and back, µs"):
-        table.add_column(heading, justify="right")
-    for name, values in figures.items():
-        cpu, rate, p99 = (list(column) for column in zip(*values, strict=True))
-        low, high = interval(cpu)
-        middle = statistics.median
-        table.add_row(
-            PEERS[name],
-            f"{middle(cpu):.3g}",
-            f"{low:.3g} - {high:.3g}",
-            f"{middle(rate):.0f}",
-            f"{middle(p99):.0f}",
-        )
-    Console().print(table)
-    if options.json:
-        said = " ".join(["python", "benchmarks/datagrams.py", *sys.argv[1:]])
-        report = {"command": said, "kernel": os.uname().release, "figures": figures}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+                bar.update(task, description=PEERS[name])
+                for work, value in zip(WORKS, bench.measure(name), strict=True):
+                    figures[work].setdefault(PEERS[name], []).append(value)
+                bar.advance(task)
+    report(
+        console,
+        WORKS,
+        figures,
+        floor=PEERS["plane"],
+        who="relay",
+        to_json=options.json,
+        plots=options.plots,
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 
 from http_peers import ADDRESSED, HERE, INTERCEPTING, NAME, ORIGIN, PAGE, PORT, Peer, Scratch
 from peers import cpu_seconds
-from report import choose, report
+from report import Work, choose, report
 from rich.console import Console
 from rich.progress import Progress
 from run import loopback_mtu
@@ -36,12 +36,6 @@ from lusca_comm.firewall import Plan, apply, remove
 from lusca_comm.lab import Host, Lab
 
 CONNECTIONS = 64
-
-
-@dataclass(frozen=True)
-class Work:
-    title: str
-    unit: str
 
 
 WORKS = {"requests": Work("HTTP requests on kept connections", "CPU µs each")}

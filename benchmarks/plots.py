@@ -18,7 +18,7 @@ def draw(title: str, unit: str, figures: dict[str, list[float]], path: Path) -> 
         [middle - low for middle, (low, _) in zip(medians, spans, strict=True)],
         [high - middle for middle, (_, high) in zip(medians, spans, strict=True)],
     ]
-    ours = ("comm and relay", "decide", "policy", "examples/", "lusca_comm")
+    ours = ("comm", "decide", "policy", "examples/", "lusca_comm", "aio", "plane")
     colours = ["#2563eb" if name.startswith(ours) else "#94a3b8" for name in names]
     figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.36 * len(names)))
     bars = axes.barh(names, medians, xerr=errors, color=colours, ecolor="#334155", capsize=2)

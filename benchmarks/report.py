@@ -5,20 +5,20 @@ import os
 import random
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 
-class Work(Protocol):
+@dataclass(frozen=True)
+class Work:
     """What was done, and what the figures are."""
 
-    @property
-    def title(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
+    title: str
+    unit: str
 
 
 Figures = dict[str, list[float]]

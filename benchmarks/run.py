@@ -36,6 +36,7 @@ from peers import (
     cpu_seconds,
     rss_bytes,
 )
+from report import Work as Told
 from report import choose, report
 from rich.console import Console
 from rich.progress import Progress
@@ -48,11 +49,9 @@ MB = 1_000_000
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the clients do, and the figure that comes of it."""
+class Work(Told):
+    """What the clients do, too."""
 
-    title: str
-    unit: str
     load: tuple[str, ...]
     rounds: int = 0  # 0: as many as asked for
 

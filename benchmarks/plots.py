@@ -19,7 +19,9 @@ def draw(title: str, unit: str, figures: dict[str, list[float]], path: Path) -> 
         [high - middle for middle, (_, high) in zip(medians, spans, strict=True)],
     ]
     ours = ("comm", "decide", "policy", "examples/", "lusca_comm", "aio", "plane")
-    colours = ["#2563eb" if name.startswith(ours) else "#94a3b8" for name in names]
+    colours = [
+        "#2563eb" if name.startswith(ours) or " aio" in name else "#94a3b8" for name in names
+    ]
     figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.36 * len(names)))
     bars = axes.barh(names, medians, xerr=errors, color=colours, ecolor="#334155", capsize=2)
     axes.bar_label(bars, labels=[f"{value:.3g}" for value in medians], padding=6, fontsize=8)

@@ -1,4 +1,5 @@
-"""A bar a relay: the median, with the 95 % interval as a line."""
+"""A bar a relay: the median, with the 95 % interval as a line; on a logarithmic scale where one of
+them dwarfs the others."""
 
 import statistics
 from pathlib import Path
@@ -26,6 +27,8 @@ def draw(title: str, unit: str, figures: dict[str, list[float]], path: Path) -> 
     bars = axes.barh(names, medians, xerr=errors, color=colours, ecolor="#334155", capsize=2)
     axes.bar_label(bars, labels=[f"{value:.3g}" for value in medians], padding=6, fontsize=8)
     axes.set_title(title, loc="left", fontsize=11)
+    if max(medians) > 20 * min(medians):
+        axes.set_xscale("log")
     axes.set_xlabel(unit)
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)

@@ -241,7 +241,7 @@ static int switches(const struct lc_head *h)
         && h->minor > 0;
 }
 
-static int whole_request(struct lc_head *h)
+static int whole_request(struct lc_head *h, unsigned about)
 {
     int coding = (h->marks & MARK(FIELD_CODING)) != 0;
     int length = (h->marks & MARK(FIELD_LENGTH)) != 0;
@@ -250,7 +250,7 @@ static int whole_request(struct lc_head *h)
         return LC_BAD_CODING_OLD;
     if (coding && length)
         return LC_BAD_BOTH;
-    if (h->minor > 0 && !(h->marks & MARK(FIELD_HOST)))
+    if (h->minor > 0 && !(h->marks & MARK(FIELD_HOST)) && !(about & LC_HEAD_ANY_HOST))
         return LC_BAD_NO_HOST;
     h->body = coding ? LC_BODY_CHUNKED : length ? LC_BODY_LENGTH : LC_BODY_NONE;
     if (h->flags & LC_HEAD_CONNECT) {
@@ -315,7 +315,7 @@ static int judge(int request, const uint8_t *bytes, size_t size, const struct lc
     }
     if (got != LC_HEAD_WHOLE)
         return got;
-    why = request ? whole_request(h) : whole_response(h, about);
+    why = request ? whole_request(h, about) : whole_response(h, about);
     return why == 0 ? (h->state = LC_HEAD_WHOLE) : lc_head_refuse(h, why, 0);
 }
 

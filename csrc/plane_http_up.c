@@ -130,6 +130,7 @@ static void judged(struct lc_plane *p, struct relay *r)
 static void read_head(struct lc_plane *p, struct relay *r)
 {
     struct http *h = r->http;
+    unsigned about = h->original.family != 0 ? LC_HEAD_ANY_HOST : 0;
     struct buffer *b;
     ssize_t n;
 
@@ -139,7 +140,7 @@ static void read_head(struct lc_plane *p, struct relay *r)
             if (h->head.seen == 0)
                 h->since = p->now;
             if (lc_frame_head(LC_FRAMER_HTTP_REQUEST, b->bytes + b->at, b->size - b->at,
-                              &h->service->limits, 0, &h->head) != LC_HEAD_MORE) {
+                              &h->service->limits, about, &h->head) != LC_HEAD_MORE) {
                 judged(p, r);
                 return;
             }

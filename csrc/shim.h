@@ -407,7 +407,8 @@ enum {
     LC_HEAD_SAFE = 64,          /* GET HEAD OPTIONS TRACE */
     LC_HEAD_IDEMPOTENT = 128,   /* those, PUT, DELETE */
     LC_HEAD_TRAILERS = 256,     /* TE: trailers */
-    LC_HEAD_BOUND = 512         /* NTLM or Negotiate, which tell whose the whole connection is */
+    LC_HEAD_BOUND = 512,        /* NTLM or Negotiate, which tell whose the whole connection is */
+    LC_HEAD_ANY_HOST = 1024     /* `about` a request: where it goes is known, it may lack Host */
 };
 
 /* What was wrong: lc_bad_text has the words. */
@@ -450,7 +451,8 @@ struct lc_head {
 /* Judges the message that begins at `bytes`. Called again with the same bytes and more behind them,
  * it goes on where it was: all calls together look at each byte once or twice. Split anywhere, the
  * verdict is the same, and comes with the first byte that decides it. `about`: of a response, the
- * flags of the request that it answers. Answers out->state. Spans stay right when bytes move. */
+ * flags of the request that it answers; of a request LC_HEAD_ANY_HOST or 0. Answers out->state. Spans
+ * stay right when bytes move. */
 int lc_frame_head(int framer, const uint8_t *bytes, size_t size, const struct lc_limits *limits,
                   unsigned about, struct lc_head *out);
 /* The values of the fields called `name`, in any case, without the space around them: how many

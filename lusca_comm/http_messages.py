@@ -93,7 +93,8 @@ class _Message:
         bytes_ = self.head
         head = ffi.new("struct lc_head *")
         held = ffi.from_buffer("uint8_t[]", bytes_)
-        lib.lc_frame_head(self._framer(), held, len(bytes_), self._limits(), 0, head)
+        about = lib.LC_HEAD_ANY_HOST  # it was judged whole already
+        lib.lc_frame_head(self._framer(), held, len(bytes_), self._limits(), about, head)
         if head.state != lib.LC_HEAD_WHOLE:
             return []
         wanted = name.encode("ascii")
@@ -262,7 +263,8 @@ class Request(_Message):
         :param mark: SO_MARK of the connection; None: the listener's.
         :param start: a start line, CRLF included, in the place of the one that came.
         :param drop: names of fields that do not go along. Those of this hop never do.
-        :param append: field lines that do, CRLFs included.
+        :param append: field lines that do, CRLFs included. An intercepted request may have come
+            without Host, which HTTP/1.1 needs: then it is to be among them.
         :param origin_form: a target with a scheme goes without it: ``http://name/a`` as ``/a``.
         :param keep_upgrade: a switch of protocols may follow: then both sides are relayed.
         :param retry: a used connection that was closed meanwhile is replaced by a new one, once,

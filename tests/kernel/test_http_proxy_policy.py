@@ -106,6 +106,22 @@ def test_a_name_that_is_none_is_not_believed(net: Topology, start: Start) -> Non
     proxy.end()
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_request_without_host_goes_where_it_was_going(
+    net: Topology, start: Start, version: str
+) -> None:
+    proxy = start("--spoof", "--via", "me", *ALLOW)
+    told, there = seen(ask(net, get("/seen", version=version))), net.origin_ip[V4]
+    assert told["peer"] == net.client_ip[V4]
+    assert [value for name, value in told["fields"] if name == "host"] == [there]
+    assert proxy.logged()[0]["uri"] == f"http://{there}/seen"
+    again = get("/seen", "Via: 1.1 me", version=version)
+    assert status(ask(net, again)) == 508
+    direct = ask_proxy(net, get(f"http://{there}/seen", version=version))
+    assert status(direct) == (400 if version == "1.1" else 200)  # RFC 9112, 3.2
+    proxy.end()
+
+
 def test_absolute_form_on_an_intercepted_port(net: Topology, start: Start) -> None:
     proxy = start()
     told = seen(ask(net, get(f"http://{NAME}/seen", f"Host: {FORGED}")))

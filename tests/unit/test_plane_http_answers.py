@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from http_sessions import GET, Peer, Proxy, answer, proxying, wait_for
@@ -419,6 +420,41 @@ def test_a_connection_that_was_accepted_elsewhere(proxy: Proxy) -> None:
         assert client.response()[1] == b"fine"
         assert proxy.seen[0].original == ("192.0.2.1", 80)
         proxy.exchange(client, upstream, number=2)
+
+
+def test_where_it_was_going_stands_in_for_host() -> None:
+    """An intercepted request without Host is asked about, and goes on once it has one."""
+    bare = b"GET /%s HTTP/1.1\r\nAccept: */*\r\n\r\n"
+
+    def decide(requests: list[Request]) -> None:
+        for request in requests:
+            if request.state == "request":
+                assert (request.field("host"), request.fields("accept")) == (None, [b"*/*"])
+                named = b"" if request.target == b"/bare" else b"Host: 192.0.2.1\r\n"
+                request.forward(proxy.to, append=named)
+            else:
+                code = request.status or 502
+                request.respond(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % code)
+
+    def served(**where: Any) -> Peer:
+        client = Peer(socket.create_connection(listener.getsockname()))
+        proxy.peers.append(client)
+        proxy.service.serve(listener.accept()[0], **where)
+        return client
+
+    with proxying(decide=decide) as proxy, socket.create_server(("127.0.0.1", 0)) as listener:
+        client = served(original=("192.0.2.1", 80))
+        client.send(bare % b"")
+        upstream = proxy.upstream()
+        assert b"\r\nHost: 192.0.2.1\r\n" in upstream.head()
+        upstream.send(answer())
+        assert client.response()[1] == b"fine"
+        client.send(bare % b"bare")
+        assert client.response()[0].startswith(b"HTTP/1.1 502 ")
+        assert proxy.seen[-1].errno == errno.EINVAL
+        to_a_proxy = served()
+        to_a_proxy.send(bare % b"")
+        assert to_a_proxy.response()[0].startswith(b"HTTP/1.1 400 ")
 
 
 def test_close_lets_sessions_go_on(proxy: Proxy) -> None:

@@ -9,8 +9,9 @@ import secrets
 
 from lusca_comm.cli.relay import address, mark, seconds
 
-# Who may use the forward port unless --allow says otherwise: this machine and private networks
-# (RFC 1918, 4193, 4291). Never everybody.
+# Who may use the forward port unless --allow says otherwise: this machine, private networks (RFC
+# 1918, 4193, 4291), and those of documentation and labs, which no router of the internet knows (RFC
+# 5737, 2544, 3849). Never everybody.
 PRIVATE = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -18,9 +19,14 @@ PRIVATE = tuple(
         "10.0.0.0/8",
         "172.16.0.0/12",
         "192.168.0.0/16",
+        "192.0.2.0/24",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
         "::1/128",
         "fc00::/7",
         "fe80::/10",
+        "2001:db8::/32",
     )
 )
 
@@ -57,10 +63,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "have to begin. What is said in a tunnel is not judged (default: %(default)s)")  # fmt: skip
     add("--ports", type=ports, default="80,443,1024-65535", metavar="PORTS",
         help="that --forward goes to (default: %(default)s)")  # fmt: skip
-    add("--connect-ports", type=ports, default="443", metavar="PORTS",
+    add("--connect-ports", type=ports, default="443,1024-65535", metavar="PORTS",
         help="that CONNECT goes to (default: %(default)s)")  # fmt: skip
     add("--local", action="store_true",
-        help="--forward goes to loopback and link-local addresses, too")  # fmt: skip
+        help="--forward goes to loopback and link-local addresses for every client, not only for "
+        "those on this machine")  # fmt: skip
     add("--upgrade", action="append", metavar="PROTOCOL",
         help="that Upgrade may lead to; unless given: websocket")  # fmt: skip
     add("--via", type=token, default=f"lusca-comm-{secrets.token_hex(4)}", metavar="NAME",

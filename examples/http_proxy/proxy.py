@@ -16,6 +16,7 @@ tried at the next address or answered with a page.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import ipaddress
 import math
@@ -91,7 +92,8 @@ class Proxy:
         self._answers = Answers(options.via)
         self._usual: dict[bytes, Usual] = {}  # by `like`; nothing where there is a hook
         self._trips: dict[int, Trip] = {}  # by session, while there is another address
-        self._may_use = functools.lru_cache(maxsize=4096)(self._is_allowed)
+        self._local_rules = dataclasses.replace(rules, local=True)
+        self._rules_for = functools.lru_cache(maxsize=4096)(self._rules_of)
         cdn_loop = f"CDN-Loop: {options.cdn_loop}\r\n" if options.cdn_loop else ""
         self._append = {
             version: b"Via: %s %s\r\n%s" % (version[5:], options.via.encode(), cdn_loop.encode())
@@ -136,8 +138,8 @@ class Proxy:
         hosts = () if host is None else (host,)  # the plane refuses a second one
         if original is not None:
             verdict = intercepted(self._rules, method, target, hosts, original, answers)
-        elif self._may_use(request.peer[0]):
-            verdict = forwarded(self._rules, method, target, hosts, answers)
+        elif (rules := self._rules_for(request.peer[0])) is not None:
+            verdict = forwarded(rules, method, target, hosts, answers)
         else:
             self.answer(request, 403, "this proxy is not yours to use", NOTHING)
             return
@@ -169,9 +171,13 @@ class Proxy:
     def _hops_left(request: Any) -> int | None:
         return hops_left(request.method, request.fields("max-forwards"))
 
-    def _is_allowed(self, host: str) -> bool:
+    def _rules_of(self, host: str) -> Rules | None:
+        """Those of a forward client: None, it may not use this proxy. One on this machine reaches
+        what is local without us."""
         ip = ipaddress.ip_address(host.partition("%")[0])
-        return any(ip in network for network in self._options.allow)
+        if not any(ip in network for network in self._options.allow):
+            return None
+        return self._local_rules if ip.is_loopback else self._rules
 
     def resolve(self, request: Any, name: str, step: Callable[..., object], *args: Any) -> None:
         """Goes on with ``step(request, *args, addresses)``, at once where they are known."""

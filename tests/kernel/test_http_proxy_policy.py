@@ -210,7 +210,7 @@ def test_the_forward_port(net: Topology, start: Start) -> None:
 
 
 def test_it_is_no_open_proxy(net: Topology, start: Start) -> None:
-    proxy = start()
+    proxy = start("--allow", "10.0.0.0/8")
     for request in (get(f"http://{NAME}/", f"Host: {NAME}"), connect("www.example.org:443")):
         assert status(ask_proxy(net, request)) == 403
     assert {line["result"] for line in proxy.logged(2)} == {"TCP_DENIED"}

@@ -289,6 +289,9 @@ def test_connect() -> None:
     assert (what, to, how["spoof"]) == ("tunnel", (ORIGIN, 443), False)
     assert how["reply"].startswith(b"HTTP/1.1 200 ")
     assert ask_proxy("CONNECT www.example.org:25 HTTP/1.1").page == 403
+    ports = m.options.parse(["--forward", "127.0.0.1:3128"]).connect_ports
+    assert {443, 8443} <= ports
+    assert not {22, 25, 80} & ports
     assert ask_proxy("CONNECT local.example.org:443 HTTP/1.1").page == 403
     assert ask_proxy("CONNECT none.example.org:443 HTTP/1.1").page == 502
 
@@ -300,8 +303,10 @@ def test_connect() -> None:
         ("192.168.4.5", True),
         ("::1", True),
         ("fe80::1%lo", True),
-        ("192.0.2.2", False),
-        ("2001:db8::1", False),
+        ("192.0.2.2", True),
+        ("2001:db8::1", True),
+        ("192.0.3.2", False),
+        ("2002:db8::1", False),
     ],
 )
 def test_it_is_no_open_proxy(peer: str, allowed: bool) -> None:
@@ -310,8 +315,16 @@ def test_it_is_no_open_proxy(peer: str, allowed: bool) -> None:
     assert (request.done[0] == "forward") is allowed
     if not allowed:
         assert request.page == 403
-        by = proxy("--allow", "192.0.2.0/24", "--allow", "2001:db8::/32")
+        by = proxy("--allow", "192.0.3.0/24", "--allow", "2002:db8::/32")
         assert forwarded(ask_proxy(start, peer=(peer, 1), by=by))
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1"])
+def test_who_is_on_this_machine_reaches_it_anyway(peer: str) -> None:
+    start, by = "GET http://local.example.org:8000/ HTTP/1.1", proxy()
+    assert forwarded(ask_proxy(start, peer=(peer, 1), by=by))[0] == ("127.0.0.1", 8000)
+    assert ask_proxy(start, by=by).page == 403
+    assert ask_proxy(start, peer=("192.168.4.5", 1), by=by).page == 403
 
 
 # -- hooks ---------------------------------------------------------------------------------------

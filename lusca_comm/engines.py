@@ -125,6 +125,14 @@ def named(ability: str) -> tuple[int, ...]:
     return tuple(row for row in rows if _CAN[row] & _ABILITIES[ability])
 
 
+def asked(name: str | None) -> tuple[int, ...]:
+    """The rows to ask where a connection was going: that of `name`; else those that
+    LUSCA_COMM_ENGINE names; else (-1,), found out per connection.
+
+    Raises CommError (EINVAL) for a name that is no engine's."""
+    return (row_of(name),) if name is not None else named("lookup") or (-1,)
+
+
 _SPOOFERS: dict[tuple[str | None, str], int] = {}
 """Rows that have worked, by what the environment names: probing takes system calls."""
 

@@ -201,15 +201,7 @@ class HttpService:
         """
         rules, count = table(policy, "ask")
         how = ffi.new("struct lc_listen *")
-        if intercepted:
-            rows = (
-                (engines.row_of(engine),)
-                if engine is not None
-                else engines.named("lookup") or (-1,)
-            )
-            how.engine = rows[0]
-        else:
-            how.engine = -1
+        how.engine = engines.asked(engine)[0] if intercepted else -1
         how.direct = not intercepted
         how.spoofer = self._spoofer
         how.flags = COMM_REUSEADDR

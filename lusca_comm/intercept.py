@@ -165,7 +165,7 @@ def original_destination(sock: Any, *, engine: str | None = None) -> Interceptio
     :raises CommError: the question could not be asked (EBADF, ENOTCONN, a missing device, ...).
     """
     fd = descriptor(sock)
-    rows = (engines.row_of(engine),) if engine is not None else engines.named("lookup") or (-1,)
+    rows = engines.asked(engine)
     origin = ffi.new("struct lc_origin *")
     failure: CommError | None = None
     for row in rows:

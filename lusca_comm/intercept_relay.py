@@ -152,8 +152,7 @@ class InterceptRelay:
         self._number = -1
         rules, count = self._table(policy or ())
         how = ffi.new("struct lc_listen *")
-        rows = (engines.row_of(engine),) if engine is not None else engines.named("lookup") or (-1,)
-        how.engine = rows[0]
+        how.engine = engines.asked(engine)[0]
         how.spoofer = self._spoofer(policy or ())
         how.flags = COMM_REUSEADDR | (COMM_TRANSPARENT_PORT if keep_port else 0)
         if mark is not None:

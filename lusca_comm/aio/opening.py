@@ -14,6 +14,8 @@ from ..sockets import socket_of
 
 __all__ = ["addresses_of", "open_all"]
 
+_PORTS_TRIED = 64  # one in a row that is taken is rare; 64 are an answer
+
 
 async def addresses_of(
     loop: asyncio.AbstractEventLoop,
@@ -43,7 +45,25 @@ def open_all(
     mark: int | None = None,
 ) -> list[tuple[socket.socket, Any]]:
     """The sockets, and what they were opened by: all or none; those without a port on the port that
-    the first one got."""
+    the first one got. The kernel chose it for the first address alone: where another finds it
+    taken, all of them go to another port."""
+    tries = _PORTS_TRIED if sum(port == 0 for _, port, *_ in addresses) > 1 else 1
+    while True:
+        try:
+            return _open_once(addresses, type, flags, dualstack, mark)
+        except CommError as why:
+            tries -= 1
+            if why.errno != errno.EADDRINUSE or not tries:
+                raise
+
+
+def _open_once(
+    addresses: list[tuple[Any, ...]],
+    type: socket.SocketKind,
+    flags: int,
+    dualstack: bool,
+    mark: int | None,
+) -> list[tuple[socket.socket, Any]]:
     opened: list[tuple[socket.socket, Any]] = []
     try:
         for host, port, *rest in addresses:

@@ -27,7 +27,7 @@ from event_loops import (
     until,
 )
 
-from lusca_comm import CommError, NotIntercepted, aio
+from lusca_comm import CommError, NotIntercepted, aio, spoof
 from lusca_comm._shim import lib
 from lusca_comm.address import to_shim
 
@@ -312,6 +312,42 @@ def test_hosts(run: Run) -> None:
             assert await fetch(port_of(server), host="localhost")
 
     run(main)
+
+
+@pytest.mark.parametrize("taken", [3, 1000])
+def test_a_port_that_another_host_has_taken(
+    run: Run, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    """The kernel chooses the port for the first host; somebody may have it on the second."""
+    blocking: list[socket.socket] = []  # what it holds of [::1]
+    really = spoof.request_for
+
+    def request_for(kind: int, proto: int, address: Any, *rest: Any) -> Any:
+        if address[0] == "::1" and len(blocking) < taken:
+            with contextlib.suppress(OSError):  # somebody else has it: as good
+                blocking.append(socket.create_server(address, family=socket.AF_INET6))
+        return really(kind, proto, address, *rest)
+
+    monkeypatch.setattr(spoof, "request_for", request_for)
+
+    async def main() -> None:
+        async with serving(answer, host=[HERE, "::1"]) as server:
+            assert len(server.sockets) == 2
+            assert {sock.getsockname()[1] for sock in server.sockets} == {port_of(server)}
+            for host in (HERE, "::1"):
+                assert await fetch(port_of(server), host=host) == b"served"
+
+    try:
+        if taken < 64:
+            run(main)
+        else:
+            with pytest.raises(CommError) as caught:
+                run(main)
+            assert caught.value.errno == errno.EADDRINUSE
+        assert len(blocking) >= min(taken, 60)
+    finally:
+        for sock in blocking:
+            sock.close()
 
 
 async def _answers(host: str, port: int) -> bool:

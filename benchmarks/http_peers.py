@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,19 @@ def _program(name: str, *options: str) -> Command:
 def _configured(name: str, option: str, source: str, *more: str, **values: object) -> Command:
     def command(scratch: Scratch) -> list[str] | None:
         return _program(name, option, scratch.config(source, **values), *more)(scratch)
+
+    return command
+
+
+def _floor(*to: str) -> Command:
+    """Every byte goes on as it came: what the two connections cost by themselves."""
+
+    def command(scratch: Scratch) -> list[str] | None:
+        if shutil.which("gcc") is None:
+            return None
+        floor = str(scratch.folder / "floor")
+        subprocess.run(["gcc", "-O2", "-o", floor, HERE / "c" / "floor.c"], check=True)
+        return [floor, str(PORT), *(to or (scratch.to, str(ORIGIN)))]
 
     return command
 
@@ -119,6 +133,7 @@ _PROXY_PY = (
     *("--num-acceptors", "1", "--num-workers", "1"),
 )
 INTERCEPTING: dict[str, Peer] = {
+    "C floor, TPROXY, spoofing": Peer(_floor("intercept"), "tproxy", True),
     "lusca_comm, http_service": Peer(_python(_SERVICE, str(PORT), "--intercept"), "tproxy"),
     "lusca_comm, TPROXY": Peer(_ours("intercept", *_OFF), "tproxy"),
     "lusca_comm, TPROXY, spoofing": Peer(_ours("intercept", "--spoof", *_OFF), "tproxy", True),
@@ -126,6 +141,7 @@ INTERCEPTING: dict[str, Peer] = {
     "lusca_comm, REDIRECT": Peer(_ours("intercept", *_OFF), "redirect"),
 }
 ADDRESSED: dict[str, Peer] = {
+    "C floor": Peer(_floor(), "origin"),
     "lusca_comm, http_service, forward": Peer(_python(_SERVICE, str(PORT)), "absolute"),
     "lusca_comm, forward": Peer(_ours("forward", *_OFF), "absolute"),
     "nginx": Peer(_configured("nginx", "-c", "nginx-http.conf"), "origin"),

@@ -13,7 +13,7 @@ static atomic_int failed;
     fprintf(stderr, "%s:%d: %s: errno %d\n", __FILE__, __LINE__, #what, errno); \
     atomic_fetch_add(&failed, 1); } } while (0)
 
-static int tcp_listener(struct lc_addr *at)
+static inline int tcp_listener(struct lc_addr *at)
 {
     struct lc_open open;
     int step, fd;

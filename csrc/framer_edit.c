@@ -164,11 +164,20 @@ static int goes_on(const struct lc_head *h, const struct lc_edit *edit, int know
     }
 }
 
+/* Written as we write it: one space behind the colon, none at the end. */
+static int is_plain(const uint8_t *line, size_t name, size_t size)
+{
+    return size > name + 1 && line[name + 1] == ' '
+        && (size == name + 2 || (line[name + 2] != ' ' && line[name + 2] != '\t'
+                                 && line[size - 1] != ' ' && line[size - 1] != '\t'));
+}
+
+/* Lines that go on as they came go together: `run` is where they begin. */
 static uint8_t *put_fields(uint8_t *out, const uint8_t *head, const struct lc_head *h,
                            const struct lc_edit *edit, int has_host)
 {
     struct options named;
-    uint32_t at = lc_first_field(h);
+    uint32_t at = lc_first_field(h), run = at;
 
     named.n = 0;
     if (h->marks & SAID_MORE)
@@ -177,18 +186,24 @@ static uint8_t *put_fields(uint8_t *out, const uint8_t *head, const struct lc_he
         const uint8_t *name = head + at;
         size_t line = lc_line(head, h, at);
         size_t size = (size_t)((const uint8_t *)memchr(name, ':', line) - name);
+        uint32_t next = at + (uint32_t)line + 2;
         int known = lc_field_known(name, size);
+        int goes = goes_on(h, edit, known, has_host) && !dropped(edit, name, size)
+            && (known != FIELD_ANY || !is_named(head, &named, name, size));
 
-        if (goes_on(h, edit, known, has_host) && !dropped(edit, name, size)
-            && (known != FIELD_ANY || !is_named(head, &named, name, size))) {
+        if (!goes || !is_plain(name, size, line)) {
+            out = put(out, head + run, at - run);
+            run = next;
+        }
+        if (goes && run == next) {
             out = put(out, name, size);
             out = PUT(": ");
             out = put_span(out, head, lc_value(head, at, size, line));
             out = PUT("\r\n");
         }
-        at += (uint32_t)line + 2;
+        at = next;
     }
-    return out;
+    return put(out, head + run, at - run);
 }
 
 static uint8_t *put_framing(uint8_t *out, const struct lc_head *h)

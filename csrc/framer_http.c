@@ -361,8 +361,8 @@ int lc_head_next(const uint8_t *head, const struct lc_head *h, const char *names
 
         next += (uint32_t)line + 2;
         for (i = 0; i < n; i++, name += size + 1) {
-            size = strlen(name);
-            if (line > size && head[begin + size] == ':' && lc_same(head + begin, name, size)) {
+            size = (uint8_t)*name;
+            if (line > size && head[begin + size] == ':' && lc_same(head + begin, name + 1, size)) {
                 *value = lc_value(head, begin, size, line);
                 *at = next;
                 return i;

@@ -19,6 +19,8 @@ enum {
     LC_HEAD_MOST = 256 * 1024,      /* what limits may allow a head */
     LC_TOGETHER = 8192,             /* a body's first bytes travel with its head up to here */
     LC_BUCKETS = 1024,              /* of the pool */
+    LC_HTTP_LIKE = 1024,            /* bytes that a verdict may depend on: more are like nothing */
+    LC_ALIKE = 8192,                /* of these that have a number */
     LC_INTERIM = 200,               /* responses 1xx to one request */
     LC_LINGER = 30000,              /* milliseconds a client may take to read its last response */
     LC_LINGER_QUIET = 3000          /* and without sending anything more */
@@ -79,7 +81,7 @@ struct service {
     int exchanges;                  /* each is told of */
     uint16_t number;
     uint16_t fields;
-    const char *field;              /* names, each with its NUL */
+    const char *field;              /* names, each behind its size */
     const uint8_t *append;          /* to response heads */
     size_t append_size;
 };
@@ -127,6 +129,8 @@ struct http_plane {
     struct http *told, *told_tail;
     uint8_t *log;                   /* exchanges to be fetched */
     size_t log_size, log_room;
+    struct alike *alike[LC_ALIKE];
+    uint64_t numbers;               /* given to such bytes */
 
     /* the thread's */
     struct http *asked, *asked_tail;
@@ -148,6 +152,11 @@ void lc_http_close(struct lc_plane *p, struct relay *r);
 /* plane_http_user.c */
 struct relay *lc_http_make(struct lc_plane *p, uint32_t service, int fd, const struct lc_addr *peer,
                            const struct lc_addr *original, int engine);    /* under the lock */
+
+/* plane_http_like.c */
+uint64_t lc_http_look(struct http_plane *hp, const struct http *h, const struct lc_head *head,
+                      const uint8_t *bytes, uint8_t *first);
+void lc_http_forget(struct http_plane *hp);
 
 /* plane_http_tell.c */
 void lc_http_log(struct lc_plane *p, struct relay *r, int end);

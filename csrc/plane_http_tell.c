@@ -23,105 +23,20 @@ static const uint8_t *shown(const struct http *h, uint32_t *size)
     return b->bytes + b->at;
 }
 
-/* What a verdict may depend on, as exact bytes: first this, then the method, the target up to the
- * first byte of its path, and every value of the fields that the service named, each behind its
- * size: no two requests are alike by chance. */
-struct like {
-    struct lc_addr peer, original;  /* the peer's port is 0 */
-    uint32_t flags;                 /* LC_HEAD_... */
-    int32_t engine;
-    uint32_t method, target;        /* bytes */
-    uint16_t service;
-    uint8_t form, body, minor, unused[3];
-};
-
-struct value {
-    uint32_t field, size;
-};
-
-/* Writes up to LC_HTTP_LIKE bytes; `size` counts on. */
-static void put(uint8_t *like, size_t *size, const void *bytes, size_t n)
-{
-    if (n <= LC_HTTP_LIKE && *size + n <= LC_HTTP_LIKE)
-        memcpy(like + *size, bytes, n);
-    *size += n;
-}
-
-static size_t begin_like(const struct http *h, const uint8_t *bytes, uint8_t *out)
-{
-    const struct lc_head *head = &h->head;
-    struct like like = {
-        .peer = h->peer,
-        .original = h->original,
-        .flags = head->flags,
-        .engine = h->engine,
-        .method = head->start[0].size,
-        .target = head->start[1].size,
-        .service = h->service->number,
-        .form = (uint8_t)head->form,
-        .body = (uint8_t)head->body,
-        .minor = (uint8_t)head->minor,
-    };
-    uint32_t path = head->authority.at + head->authority.size - head->start[1].at;
-    size_t size = 0;
-
-    like.peer.port = 0;
-    if (head->form == LC_TARGET_ORIGIN)
-        path = 0;
-    if (head->form != LC_TARGET_ASTERISK && path < like.target)
-        like.target = path + 1;
-    put(out, &size, &like, sizeof like);
-    put(out, &size, bytes + head->start[0].at, like.method);
-    put(out, &size, bytes + head->start[1].at, like.target);
-    return size;
-}
-
-/* The first value of each field that the service named, and of a request all of them in `like`;
- * answers the size of that. */
-static size_t look(const struct http *h, const struct lc_head *head, const uint8_t *bytes,
-                   uint8_t *first, uint8_t *like)
-{
-    const struct service *s = h->service;
-    struct lc_span known, found;
-    size_t size = 0;
-    uint32_t at = 0;
-    int i;
-
-    memset(first, 0xff, s->fields * sizeof known);  /* none: at UINT32_MAX */
-    if (head->state != LC_HEAD_WHOLE)
-        return 0;
-    if (h->question == LC_HTTP_REQUEST)
-        size = begin_like(h, bytes, like);
-    while ((i = lc_head_next(bytes, head, s->field, s->fields, &at, &found)) >= 0) {
-        struct value value = {(uint32_t)i, found.size};
-
-        memcpy(&known, first + (size_t)i * sizeof known, sizeof known);
-        if (known.at == UINT32_MAX)
-            memcpy(first + (size_t)i * sizeof known, &found, sizeof found);
-        if (size > 0) {
-            put(like, &size, &value, sizeof value);
-            put(like, &size, bytes + found.at, found.size);
-        }
-    }
-    return size <= LC_HTTP_LIKE ? size : 0;
-}
-
-static size_t describe(const struct http *h, uint8_t *out, size_t room)
+static size_t describe(struct http_plane *hp, const struct http *h, uint8_t *out, size_t room)
 {
     const struct lc_head *head = h->question == LC_HTTP_RESPONSE ? &h->reply : &h->head;
     const struct service *s = h->service;
     struct lc_http_event e;
     uint32_t size;
     const uint8_t *bytes = shown(h, &size);
-    size_t like, behind = sizeof e + s->fields * sizeof(struct lc_span);
+    size_t behind = sizeof e + s->fields * sizeof(struct lc_span);
 
-    if (padded(behind + size + LC_HTTP_LIKE) > room)
+    if (padded(behind + size) > room)
         return 0;
-    memcpy(out + behind, bytes, size);
-    like = look(h, head, bytes, out + sizeof e, out + behind + size);
     memset(&e, 0, sizeof e);
     e.id = h->id;
-    e.size = (uint32_t)padded(behind + size + like);
+    e.size = (uint32_t)padded(behind + size);
     e.service = s->number;
     e.state = h->question;
     e.failed = h->failed;
@@ -139,9 +54,9 @@ static size_t describe(const struct http *h, uint8_t *out, size_t room)
     e.authority = head->authority;
     e.peer = h->peer;
     e.original = h->original;
-    e.like.at = (uint32_t)(behind + size);
-    e.like.size = (uint32_t)like;
+    e.like = lc_http_look(hp, h, head, bytes, out + sizeof e);
     memcpy(out, &e, sizeof e);
+    memcpy(out + behind, bytes, size);
     return e.size;
 }
 
@@ -163,7 +78,7 @@ int64_t lc_http_fetch(struct lc_plane *p, uint8_t *out, size_t room)
     hp = p->http;
     while (hp != NULL && (h = hp->told) != NULL) {
         if (h->id != 0) {
-            if ((n = describe(h, out + used, room - used)) == 0)
+            if ((n = describe(hp, h, out + used, room - used)) == 0)
                 break;
             used += n;
             atomic_store(&h->told, TOLD_FETCHED);

@@ -123,6 +123,7 @@ void lc_http_free(struct lc_plane *p)
     }
     for (i = 0; i < hp->services; i++)
         free(hp->service[i]);
+    lc_http_forget(hp);
     free(hp->log);
     free(hp->news);
     free(hp->read);

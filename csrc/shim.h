@@ -459,8 +459,8 @@ int lc_frame_head(int framer, const uint8_t *bytes, size_t size, const struct lc
  * there are; the first `max` of them in `out`. Of a WHOLE head. */
 int lc_head_find(const uint8_t *head, const struct lc_head *h, const char *name, size_t size,
                  struct lc_span *out, int max);
-/* The first field behind *at (0: the start line) that has one of `n` names, each with its NUL: which
- * of them, and its value; -1: there is none. */
+/* The first field behind *at (0: the start line) that has one of `n` names, each behind a byte that is
+ * its size: which of them, and its value; -1: there is none. */
 int lc_head_next(const uint8_t *head, const struct lc_head *h, const char *names, int n,
                  uint32_t *at, struct lc_span *value);
 
@@ -548,7 +548,7 @@ struct lc_http_how {
     int exchanges;              /* each is told of: lc_http_exchanges */
     uint16_t fields;            /* names of fields that questions have the values of, */
     uint32_t names;             /* bytes of them, */
-    const char *field;          /* each with its NUL */
+    const char *field;          /* each behind a byte that is its size */
     const uint8_t *append;      /* field lines for each response, CRLFs included */
     size_t append_size;
 };
@@ -584,10 +584,8 @@ struct lc_http_event {
     struct lc_span start[3];
     struct lc_span authority;
     struct lc_addr peer, original;
-    struct lc_span like;        /* behind the head: LC_HTTP_LIKE bytes at most, or none */
+    uint64_t like;              /* the same: alike in all that a verdict may depend on; or 0 */
 };
-
-enum { LC_HTTP_LIKE = 1024 };
 
 enum { LC_HTTP_FORWARD = 1, LC_HTTP_RESPOND, LC_HTTP_TUNNEL, LC_HTTP_DENY };
 enum { LC_HTTP_SPOOF = 1, LC_HTTP_MARK = 2, LC_HTTP_RETRY = 4, LC_HTTP_UPGRADE = 8,

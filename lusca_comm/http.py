@@ -92,7 +92,9 @@ def _how(
     except CommError:
         how.spoofer = -1
     how.exchanges = exchanges
-    names = b"".join(name.encode("ascii") + b"\0" for name in fields)
+    if any(len(name) > 255 for name in fields):
+        raise CommError(errno.EINVAL, "the name of a field has 255 bytes at most")
+    names = b"".join(b"%c%s" % (len(name), name.encode("ascii")) for name in fields)
     held = [ffi.from_buffer("char[]", names), ffi.from_buffer("uint8_t[]", append)]
     how.fields, how.names, how.field = len(fields), len(names), held[0]
     how.append, how.append_size = held[1], len(append)
@@ -294,13 +296,12 @@ class HttpService:
         return self._adopt(fd), ffi.buffer(out, size[0])[:]
 
 
-def _bytes(plane: Plane, call: Any) -> bytes:
-    """What `call` has for us."""
-    with plane._lock:
-        if plane._http_out is None:
-            plane._http_out = ffi.new("uint8_t[]", _ROOM)
-        n = check(call(plane._plane, plane._http_out, _ROOM))
-        return bytes(ffi.buffer(plane._http_out, n)[:])
+def _fetched(plane: Plane, call: Any) -> tuple[Any, int]:
+    """What `call` has for us, and how much. Under the plane's lock: the next one writes over it."""
+    if plane._http_out is None:
+        plane._http_out = ffi.new("uint8_t[]", _ROOM)
+    n = check(call(plane._plane, plane._http_out, _ROOM))
+    return ffi.buffer(plane._http_out, n), n
 
 
 def fetch(plane: Plane) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]:
@@ -309,22 +310,22 @@ def fetch(plane: Plane) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]
     question = QUESTION.unpack_from
     n = _ROOM
     while n > _ROOM - _LARGEST:
-        batch = _bytes(plane, lib.lc_http_fetch)
-        n, at = len(batch), 0
         asked: dict[HttpService, list[Request]] = {}
         answered: dict[HttpService, list[Response]] = {}
-        last = -1
-        while at < n:
-            size, number, state, like, like_size = question(batch, at)
-            if number != last:
-                last, service = number, services[number]
-                requests = asked.setdefault(service, [])
-            raw = batch[at : at + size]
-            at += size
-            if state != RESPONSE:
-                requests.append(Request(service, raw, raw[like : like + like_size]))
-            else:
-                answered.setdefault(service, []).append(Response(service, raw))
+        last, at = -1, 0
+        with plane._lock:
+            batch, n = _fetched(plane, lib.lc_http_fetch)
+            while at < n:
+                size, number, state, like = question(batch, at)
+                if number != last:
+                    last, service = number, services[number]
+                    requests = asked.setdefault(service, [])
+                raw = batch[at : at + size]
+                at += size
+                if state != RESPONSE:
+                    requests.append(Request(service, raw, like))
+                else:
+                    answered.setdefault(service, []).append(Response(service, raw))
         for service, requests in asked.items():
             yield service._decide, (requests,)
         for service, responses in answered.items():
@@ -338,13 +339,14 @@ def _exchanges(
 ) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]:
     n = _ROOM
     while n > _ROOM - _LARGEST:
-        batch = _bytes(plane, lib.lc_http_exchanges)
-        n, at = len(batch), 0
         ended: dict[HttpService, list[Exchange]] = {}
-        while at < n:
-            size, number, _ = FIRST.unpack_from(batch, at)
-            ended.setdefault(services[number], []).append(Exchange(batch[at : at + size]))
-            at += size
+        at = 0
+        with plane._lock:
+            batch, n = _fetched(plane, lib.lc_http_exchanges)
+            while at < n:
+                size, number, _ = FIRST.unpack_from(batch, at)
+                ended.setdefault(services[number], []).append(Exchange(batch[at : at + size]))
+                at += size
         for service, exchanges in ended.items():
             if service._on_exchange is not None:
                 yield service._on_exchange, (exchanges,)
@@ -373,7 +375,8 @@ class HttpServices(InterceptRelays):
         :param on_exchange: ``on_exchange(exchanges)`` for what has ended; None: they cost nothing.
         :param decide_response: ``decide_response(responses)``, for requests that were forwarded
             with `on_response`.
-        :raises CommError: EINVAL a limit, or `append_response`; ENOSPC: a plane has 64 services.
+        :raises CommError: EINVAL a limit, a name in `fields`, or `append_response`; ENOSPC: a plane
+            has 64 services.
         """
         service = HttpService(
             self.plane,

@@ -159,17 +159,18 @@ class Request(_Message):
 
     __slots__ = ("like",)
 
-    def __init__(self, service: HttpService, raw: bytes, like: bytes) -> None:
+    def __init__(self, service: HttpService, raw: bytes, like: int) -> None:
         self._service = service
         self._raw = raw
         self._answered = False
         self.like = like
-        """Exact bytes on which a verdict may depend. Two requests of a loop's services whose `like`
-        is the same, and not b"", differ at most in what follows the first byte of the path, in
+        """A number for all that a verdict may depend on. Two requests of a loop's services that
+        have the same, and not 0, differ at most in what follows the first byte of the path, in
         fields that the service did not name, in the client's port, the body's length and the
         session: one that looks at nothing else may answer the second as the first
-        (:meth:`again`). At most 1024 bytes; b"": it would be longer, or the state is another one
-        than "request"."""
+        (:meth:`again`). A number is never used for anything else; where there are very many, the
+        same things may get another one. 0: it is too much (1024 bytes), or the state is another
+        one than "request"."""
 
     @property
     def state(self) -> str:

@@ -9,8 +9,8 @@ from ._shim import ffi, lib
 from .address import Address, from_shim, shim_of
 
 FIRST = Struct("@8xIHB")  # of an exchange, behind its id
-QUESTION = Struct("@8xIHB121xII")  # the same of an event, and `like`
-_EVENT = Struct("@QIHBBHHHBBiiIIQ6I2I28s28s2I")
+QUESTION = Struct("@8xIHB121xQ")  # the same of an event, and `like`
+_EVENT = Struct("@QIHBBHHHBBiiIIQ6I2I28s28sQ")
 _ANSWER = Struct("@IBBHIIII28s28s")  # without the id
 SPAN = Struct("@II").unpack_from
 STATUS = Struct("@HH").unpack_from

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "examples" / "http_proxy"
+_numbers: dict[str, int] = {}  # of what requests are like
 MODULES = ("access_log", "answers", "hooks", "listeners", "options", "resolver", "proxy")
 
 
@@ -53,17 +54,18 @@ class FakeRequest:
         self.__dict__.update(more)
 
     @property
-    def like(self) -> bytes:
+    def like(self) -> int:
         """Of the same parts as the data plane's."""
         if self.state != "request":
-            return b""
+            return 0
         target = self.target
         if not self.connect and (start := re.match(rb"(\w+://[^/?]*)?[/?*]?", target)):
             target = start[0]
         looked_at = [(name, self._fields.get(name)) for name in ("host", "via", "cdn-loop")]
         flags = (self.length is None, self.expect, self.upgrade)
         ends = (self.original, self.peer[0])
-        return repr((self.method, target, self.version, looked_at, flags, ends)).encode()
+        what = repr((self.method, target, self.version, looked_at, flags, ends))
+        return _numbers.setdefault(what, len(_numbers) + 1)
 
     def field(self, name: str) -> bytes | None:
         return next(iter(self._fields.get(name, ())), None)

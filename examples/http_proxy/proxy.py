@@ -47,7 +47,7 @@ CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 NOTHING = Verdict("refuse")
 BODIED = (b"POST", b"PUT")  # RFC 1945, 8.3: HTTP/1.0 has these with a length only
 MOST = 65536  # of what is remembered
-USUAL = 16384  # requests whose like goes the same way: 1 KiB each at most, and their answers
+USUAL = 16384  # answers that are kept for those that are like the ones they were given to
 
 
 class Trip(NamedTuple):
@@ -90,7 +90,7 @@ class Proxy:
         self._resolver = resolver
         self._log = log
         self._answers = Answers(options.via)
-        self._usual: dict[bytes, Usual] = {}  # by `like`; nothing where there is a hook
+        self._usual: dict[int, Usual] = {}  # by `like`; nothing where there is a hook
         self._trips: dict[int, Trip] = {}  # by session, while there is another address
         self._local_rules = dataclasses.replace(rules, local=True)
         self._rules_for = functools.lru_cache(maxsize=4096)(self._rules_of)
@@ -104,11 +104,13 @@ class Proxy:
         usual, now = self._usual.get, time.monotonic()
         for request in requests:
             known = usual(request.like)
-            if known is not None and known.until > now:
-                if known.noted or self._trips:
-                    self._begin(request, known.trip)
-                request.again(known.answer)
-                continue
+            if known is not None:
+                until, trip, answer, noted = known
+                if until > now:
+                    if noted or self._trips:
+                        self._begin(request, trip)
+                    request.again(answer)
+                    continue
             try:
                 state = request.state
                 if state == "request":

@@ -310,3 +310,10 @@ def test_lines_that_no_response_can_have(reactor: Watched, lines: bytes) -> None
     with pytest.raises(CommError, match="append_response") as caught:
         reactor.http_service(nothing, append_response=lines)
     assert caught.value.errno == errno.EINVAL
+
+
+def test_a_name_that_is_longer_than_any_field_has(reactor: Watched) -> None:
+    reactor.http_service(nothing, fields=("x" * 255,))
+    with pytest.raises(CommError, match="255 bytes") as caught:
+        reactor.http_service(nothing, fields=("host", "x" * 256))
+    assert caught.value.errno == errno.EINVAL

@@ -66,7 +66,8 @@ static int step(struct lc_chunks *c, uint8_t byte, uint8_t *out, size_t *kept)
     return LC_HEAD_MORE;
 }
 
-/* A whole line of the trailers: it keeps its place or moves down. */
+/* A whole line of the trailers: it keeps its place or moves down. Of the space behind the colon one
+ * is kept, and none is added, for which there is no room. */
 static int trailer(struct lc_chunks *c, const struct lc_limits *limits, const uint8_t *line,
                    size_t size, uint8_t *out, size_t *kept)
 {
@@ -84,8 +85,11 @@ static int trailer(struct lc_chunks *c, const struct lc_limits *limits, const ui
         if (why != 0)
             return refuse(c, why);
         memmove(to, line, name + 1);
-        memmove(to + name + 1, line + value.at, value.size);
-        to += name + 1 + value.size;
+        to += name + 1;
+        if (value.at > name + 1)
+            *to++ = ' ';
+        memmove(to, line + value.at, value.size);
+        to += value.size;
     }
     *to++ = '\r';
     *to++ = '\n';

@@ -71,6 +71,10 @@ Ports: TypeAlias = frozenset[int]
 VERIFY = ("off", "original", "strict")
 OTHER = ("tunnel", "refuse")
 _PORT_OF = {"http": 80, "https": 443}
+_OURS = (
+    b"http",
+    b"ws",
+)  # a WebSocket begins as a request (RFC 6455, 4.1); some clients ask for it so
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]{0,30})://([^/?#]*)([^#]*)", re.DOTALL)
 
 
@@ -341,7 +345,7 @@ def _to_target(
     authority = parse_authority(text)
     if authority is None:
         return _TARGET
-    if scheme.lower() != b"http":
+    if scheme.lower() not in _OURS:
         return _refuse(501, f"scheme {scheme.decode()}")
     verdict = _to_name(rules, authority, authority.port or 80, rules.ports, answers)
     if verdict.action != "forward":

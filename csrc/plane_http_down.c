@@ -84,7 +84,9 @@ void lc_http_reply(struct lc_plane *p, struct relay *r, uint8_t *bytes, size_t s
     h->body[1] = (uint8_t)reply->body;
     if (switches(h))
         edit.what |= LC_EDIT_UPGRADE;
-    else if (!(h->is & CLIENT_KEEPS) || reply->body == LC_BODY_CLOSE || p->draining)
+    /* One that comes before the request's end is the last: see finish. */
+    else if (!(h->is & CLIENT_KEEPS) || h->up != UP_DONE || reply->body == LC_BODY_CLOSE
+             || p->draining)
         edit.what |= LC_EDIT_CLOSE, h->is &= (uint16_t)~CLIENT_KEEPS;
     else if (h->head.flags & LC_HEAD_OLD)
         edit.what |= LC_EDIT_KEEP;

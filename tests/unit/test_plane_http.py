@@ -227,13 +227,23 @@ def test_an_early_response_ends_both(proxy: Proxy, client: Peer, upstream: Peer)
     client.send(POST + b"Content-Length: 1000\r\n\r\nsome")
     upstream.head()
     upstream.send(answer(b"enough"))
-    assert client.response()[1] == b"enough"
+    head, body = client.response()
+    assert body == b"enough"
+    assert b"Connection: close\r\n" in head  # so that the client asks for nothing more here
     client.send(
         b"GET /smuggled HTTP/1.1\r\nHost: example.org\r\n\r\n"
     )  # it is body, whatever it says
     assert client.ended()
     assert b"smuggled" not in upstream.all()
     assert len(proxy.seen) == 2
+
+
+def test_an_expectation_that_is_not_met_ends_both(client: Peer, upstream: Peer) -> None:
+    client.send(POST + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+    upstream.head()
+    upstream.send(b"HTTP/1.1 417 no\r\nContent-Length: 0\r\n\r\n")
+    assert b"Connection: close\r\n" in client.head()
+    assert client.ended()
 
 
 def test_http_1_0_is_closed_or_kept_as_it_asks(proxy: Proxy) -> None:

@@ -35,14 +35,23 @@ class Answers:
         self._pseudonym = pseudonym
         self._date = (0, "")
 
-    def page(self, status: int, why: str = "", *, head: bool = False, close: bool = False) -> bytes:
-        """One of an error. `head`: without its body; `close`: the connection ends with it."""
+    def page(
+        self,
+        status: int,
+        why: str = "",
+        *,
+        head: bool = False,
+        close: bool = False,
+        error: str = "",
+    ) -> bytes:
+        """One of an error. `head`: without its body; `close`: the connection ends with it; `error`:
+        its name, where it is not the usual one of `status`."""
         title = f"{status} {phrase(status)}"
         body = (
             f"<!DOCTYPE html>\n<html lang=en><title>{title}</title>\n"
             f"<h1>{title}</h1>\n<p>{html.escape(why)}\n"
         )
-        error = _ERRORS.get(status, "http_request_denied")
+        error = error or _ERRORS.get(status, "http_request_denied")
         fields = [f"Proxy-Status: {self._pseudonym}; error={error}"]
         return self.whole(status, body.encode(), fields, head=head, close=close)
 

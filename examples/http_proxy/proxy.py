@@ -312,7 +312,9 @@ class Proxy:
         """With a page."""
         if self._log is not None:
             self._log.decided(request, verdict, result)
-        self.respond(request, self._answers.page, status, why)
+        # Of what the rules refuse, this is a name without an address.
+        error = "dns_error" if status == 502 else ""
+        self.respond(request, functools.partial(self._answers.page, error=error), status, why)
 
     def redirect(self, request: Any, how: Redirect, verdict: Verdict) -> None:
         if self._log is not None:

@@ -293,7 +293,9 @@ def test_connect() -> None:
     assert {443, 8443} <= ports
     assert not {22, 25, 80} & ports
     assert ask_proxy("CONNECT local.example.org:443 HTTP/1.1").page == 403
-    assert ask_proxy("CONNECT none.example.org:443 HTTP/1.1").page == 502
+    nameless = ask_proxy("CONNECT none.example.org:443 HTTP/1.1")
+    assert nameless.page == 502
+    assert b"; error=dns_error\r\n" in nameless.done[1]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_chunked_both_ways_with_trailers(net: Topology, proxy: Service) -> None:
     assert told["body"] == hashlib.sha256(b"abcde").hexdigest()
     assert told["trailers"] == [["x-end", "up"]]
     answer = ask(net, get("/chunked", HOST))
-    assert body_of(answer) == b"5\r\nhello\r\n6\r\n world\r\n0\r\nX-End:yes\r\n\r\n"
+    assert body_of(answer) == b"5\r\nhello\r\n6\r\n world\r\n0\r\nX-End: yes\r\n\r\n"
 
 
 def test_a_body_until_close(net: Topology, proxy: Service) -> None:
@@ -158,7 +158,7 @@ def test_pipelined_requests_are_answered_in_order(net: Topology, proxy: Service)
         assert f"\r\nContent-Length: {size}".encode() in head
         assert rest[:size] == pattern(size)
         answer = rest[size:]
-    assert answer.endswith(b"X-End:yes\r\n\r\n")
+    assert answer.endswith(b"X-End: yes\r\n\r\n")
     wait_for(lambda: len(proxy.lines()) == before + 5, 20, "five lines")
     assert [line["status"] for line in proxy.lines()[before:]] == [200] * 5
 

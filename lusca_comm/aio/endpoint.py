@@ -221,7 +221,7 @@ class Endpoint:
     async def _settle(self) -> bytes:
         if self._streams is None:
             return self._unread
-        self._side = TransportSide(await self._streams.transport(), self._streams.reader)
+        self._side = TransportSide(self._streams.writer.transport, self._streams.reader)
         return await self._side._settle()
 
     def _give(self) -> int:

@@ -15,7 +15,7 @@ from ..address import descriptor
 from ..errors import CommError
 from ..handover import check_plain
 from .planes import reset
-from .streams import abort
+from .streams import Collecting, abort
 
 __all__ = ["Side", "SocketSide", "TransportSide", "check_transport", "side_of"]
 
@@ -142,6 +142,8 @@ class TransportSide:
             raise
 
     async def _settle(self) -> bytes:
+        if isinstance(self._transport, Collecting):
+            self._transport = await self._transport.streams.transport()
         transport, reader = self._transport, self._reader
         broken = reader.exception() if reader is not None else None
         if broken is not None:

@@ -14,16 +14,24 @@ import ssl
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Streams", "abort"]
+from ..errors import CommError
+
+__all__ = ["Collecting", "Streams", "abort"]
+
+_CALLS = [name for name in dir(asyncio.Transport) if not name.startswith("_")]
 
 
-class _Collecting(asyncio.Transport):
-    """What is written before the transport is there."""
+class Collecting(asyncio.Transport):
+    """What is asked of the transport before it is there; then, for those who kept it, the same as
+    the transport."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, streams: Streams, sock: socket.socket) -> None:
         super().__init__()
+        self.streams = streams
         self.sock = sock
         self.queue: list[bytes] = []
+        self.limits: tuple[int | None, int | None] | None = None
+        self.reading = True
         self.ended = self.closed = self.aborted = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -49,6 +57,18 @@ class _Collecting(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return sum(map(len, self.queue))
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.limits = high, low
+
+    def is_reading(self) -> bool:
+        return self.reading
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
     def is_closing(self) -> bool:
         return self.closed
 
@@ -59,6 +79,10 @@ class _Collecting(asyncio.Transport):
         self.closed = self.aborted = True
 
     def pass_on(self, transport: asyncio.Transport) -> None:
+        if self.limits is not None:
+            transport.set_write_buffer_limits(*self.limits)
+        if not self.reading:
+            transport.pause_reading()
         if self.queue and not self.aborted:
             transport.writelines(self.queue)
         self.queue.clear()
@@ -68,6 +92,8 @@ class _Collecting(asyncio.Transport):
             transport.close()
         elif self.ended:
             transport.write_eof()
+        for name in _CALLS:
+            setattr(self, name, getattr(transport, name))
 
 
 class _Writer(asyncio.StreamWriter):
@@ -87,8 +113,12 @@ class _Writer(asyncio.StreamWriter):
         """As that of asyncio, which has it since 3.11; as the first use of the streams also
         before, and with the peer's first bytes not read yet."""
         if not self._streams.begin_tls({"ssl": sslcontext, **options}):
-            plain: Any = super()
-            await plain.start_tls(sslcontext, **options)
+            plain = getattr(super(), "start_tls", None)
+            if plain is None:
+                raise CommError(
+                    errno.ENOTSUP, "start_tls after the first use of the streams needs Python 3.11"
+                )
+            await plain(sslcontext, **options)
             return
         await self._streams.made()
         if self._streams.failure is not None:
@@ -142,7 +172,7 @@ class Streams:
             self.reader.feed_data(first)
         protocol = _Protocol(self.reader, _server_side if accepted else None, loop=loop)
         protocol.streams = self
-        self._collecting = _Collecting(sock)
+        self._collecting = Collecting(self, sock)
         self.writer = _Writer(self, self._collecting, protocol, self.reader, loop)
         self._opening = loop.create_task(self._open(protocol))
         self._opening.add_done_callback(self._opened)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import ssl
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from event_loops import HERE, Run, an_origin, fetch, open_sockets, port_of, run, serving, until
 
-from lusca_comm import CommError, RelayResult, aio, original_destination
+from lusca_comm import CommError, RelayResult, aio
 
 __all__ = ["run"]  # a fixture
 BIG = 8_000_000  # bytes, more than any buffer of the kernel here
@@ -271,26 +269,6 @@ def test_an_answer_is_not_lost(run: Run) -> None:
     assert not run.told
 
 
-def test_a_writer_used_at_once(run: Run) -> None:
-    """Before the loop has made its transport."""
-
-    async def handler(conn: aio.Connection) -> None:
-        writer = conn.writer
-        assert writer.get_extra_info("peername") == conn.peer
-        assert original_destination(writer, engine="sockname").address == conn.original
-        writer.write(b"one ")
-        writer.writelines([b"two ", b"three"])
-        writer.write_eof()
-        assert not writer.is_closing()
-
-    async def main() -> None:
-        async with serving(handler) as server:
-            assert await fetch(port_of(server)) == b"one two three"
-
-    run(main)
-    assert not run.told
-
-
 @pytest.mark.parametrize("how", ["return", "close", "reset", "raise", "detach", "writer"])
 def test_ends(run: Run, how: str) -> None:
     async def handler(conn: aio.Connection) -> None:
@@ -413,46 +391,3 @@ def test_a_connection_is_made_once(run: Run) -> None:
                     await connecting
 
     run(main)
-
-
-if sys.version_info >= (3, 11):
-
-    @pytest.mark.parametrize("after", [True, False])
-    def test_tls(run: Run, after: bool) -> None:
-        """start_tls at either side; the writer's first use, or not."""
-        contexts = []
-        for kind in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
-            context = ssl.SSLContext(kind)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            context.maximum_version = ssl.TLSVersion.TLSv1_2
-            context.set_ciphers("AECDH-AES128-SHA:@SECLEVEL=0")  # needs no certificate
-            contexts.append(context)
-        server_side, client_side = contexts
-
-        async def handler(conn: aio.Connection) -> None:
-            if after:
-                assert await conn.reader.readline() == b"STARTTLS\r\n"
-                conn.writer.write(b"go\r\n")
-            else:
-                assert (await conn.peek(1)) == b"\x16"
-            await conn.writer.start_tls(server_side)
-            line = await conn.reader.readline()
-            with pytest.raises(TypeError, match="TLS"):
-                await conn.relay(await conn.connect(conn.original))
-            conn.writer.write(b"seen: " + line)
-            await conn.writer.drain()
-
-        async def main() -> None:
-            async with serving(handler) as server:
-                reader, writer = await asyncio.open_connection(HERE, port_of(server))
-                if after:
-                    writer.write(b"STARTTLS\r\n")
-                    assert await reader.readline() == b"go\r\n"
-                await writer.start_tls(client_side)
-                writer.write(b"hello\r\n")
-                assert await reader.read() == b"seen: hello\r\n"
-                writer.close()
-                await writer.wait_closed()
-
-        run(main)

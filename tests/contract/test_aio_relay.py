@@ -104,6 +104,28 @@ def test_kinds(run: Run, client: str, upstream: str) -> None:
     assert not run.told
 
 
+@pytest.mark.parametrize("kind", ["streams", "transport"])
+def test_the_streams_of_an_endpoint_at_once(run: Run, kind: str) -> None:
+    """Before the loop has made their transport."""
+
+    async def main() -> RelayResult:
+        near, far = ends()
+        far.sendall(b"hello")
+        far.shutdown(socket.SHUT_WR)
+        async with an_origin() as origin, await aio.connect(origin.address) as upstream:
+            upstream.writer.write(b"first ")
+            streams = upstream.reader, upstream.writer
+            result = await aio.relay(
+                near, streams if kind == "streams" else upstream.writer.transport
+            )
+            assert await asyncio.to_thread(_all_of, far) == b"origin: first hello"
+            assert upstream.closed
+            return result
+
+    assert run(main).end == "eof"
+    assert not run.told
+
+
 def _all_of(sock: socket.socket) -> bytes:
     with sock:
         return b"".join(iter(lambda: sock.recv(65536), b""))

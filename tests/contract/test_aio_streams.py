@@ -1,0 +1,133 @@
+"""The reader and the writer of a connection: there at once, before the loop has made their transport,
+and with TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import sys
+from typing import Any
+
+import pytest
+from event_loops import HERE, Run, fetch, port_of, run, serving
+
+from lusca_comm import CommError, aio, original_destination
+
+__all__ = ["run"]  # a fixture
+
+
+def test_a_writer_used_at_once(run: Run) -> None:
+    """Before the loop has made its transport."""
+
+    async def handler(conn: aio.Connection) -> None:
+        writer = conn.writer
+        assert writer.get_extra_info("peername") == conn.peer
+        assert original_destination(writer, engine="sockname").address == conn.original
+        writer.write(b"one ")
+        writer.writelines([b"two ", b"three"])
+        writer.write_eof()
+        assert not writer.is_closing()
+
+    async def main() -> None:
+        async with serving(handler) as server:
+            assert await fetch(port_of(server)) == b"one two three"
+
+    run(main)
+    assert not run.told
+
+
+def test_a_transport_used_at_once(run: Run) -> None:
+    """It is there from the beginning, and goes on being the writer's."""
+
+    async def handler(conn: aio.Connection) -> None:
+        first: Any = conn.writer.transport
+        assert first.is_reading()
+        first.pause_reading()
+        assert not first.is_reading()
+        first.resume_reading()
+        first.pause_reading()
+        first.set_write_buffer_limits(high=123, low=45)
+        conn.writer.write(b"one ")
+        await conn.writer.drain()
+        then: Any = conn.writer.transport
+        assert then is not first
+        for transport in (first, then):
+            assert not transport.is_reading()
+        assert then.get_write_buffer_limits() == (45, 123)
+        first.resume_reading()
+        assert then.is_reading()
+        assert await conn.reader.read() == b"hello"
+        first.write(b"two ")
+        first.writelines([b"three ", b"four"])
+        first.write_eof()
+        first.close()
+        assert then.is_closing()
+        assert first.is_closing()
+
+    async def main() -> None:
+        async with serving(handler) as server:
+            assert await fetch(port_of(server)) == b"one two three four"
+
+    run(main)
+    assert not run.told
+
+
+def test_tls_where_asyncio_has_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.10."""
+
+    async def handler(conn: aio.Connection) -> None:
+        conn.writer.write(b"go")
+        with pytest.raises(CommError, match=r"needs Python 3\.11"):
+            await conn.writer.start_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        conn.writer.write(b" on")
+
+    async def main() -> None:
+        async with serving(handler) as server:
+            assert await fetch(port_of(server)) == b"go on"
+
+    monkeypatch.delattr(asyncio.StreamWriter, "start_tls", raising=False)
+    run(main)
+    assert not run.told
+
+
+if sys.version_info >= (3, 11):
+
+    @pytest.mark.parametrize("after", [True, False])
+    def test_tls(run: Run, after: bool) -> None:
+        """start_tls at either side; the writer's first use, or not."""
+        contexts = []
+        for kind in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
+            context = ssl.SSLContext(kind)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            context.set_ciphers("AECDH-AES128-SHA:@SECLEVEL=0")  # needs no certificate
+            contexts.append(context)
+        server_side, client_side = contexts
+
+        async def handler(conn: aio.Connection) -> None:
+            if after:
+                assert await conn.reader.readline() == b"STARTTLS\r\n"
+                conn.writer.write(b"go\r\n")
+            else:
+                assert (await conn.peek(1)) == b"\x16"
+            await conn.writer.start_tls(server_side)
+            line = await conn.reader.readline()
+            with pytest.raises(TypeError, match="TLS"):
+                await conn.relay(await conn.connect(conn.original))
+            conn.writer.write(b"seen: " + line)
+            await conn.writer.drain()
+
+        async def main() -> None:
+            async with serving(handler) as server:
+                reader, writer = await asyncio.open_connection(HERE, port_of(server))
+                if after:
+                    writer.write(b"STARTTLS\r\n")
+                    assert await reader.readline() == b"go\r\n"
+                await writer.start_tls(client_side)
+                writer.write(b"hello\r\n")
+                assert await reader.read() == b"seen: hello\r\n"
+                writer.close()
+                await writer.wait_closed()
+
+        run(main)

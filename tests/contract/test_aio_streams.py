@@ -1,4 +1,4 @@
-"""The reader and the writer of a connection: there at once, before the loop has made their transport,
+"""The reader and the writer of a connection: there at once, before the loop has made a transport,
 and with TLS."""
 
 from __future__ import annotations

@@ -125,8 +125,8 @@ class Endpoint:
         try:
             transport = await streams.transport()
             if not transport.is_closing() and transport.can_write_eof():
-                transport.write_eof()
                 with contextlib.suppress(OSError, asyncio.TimeoutError):
+                    transport.write_eof()  # ENOTCONN: the peer has just reset it
                     await asyncio.wait_for(_drop(streams.reader), _LINGER)
             streams.writer.close()
             with contextlib.suppress(OSError):
@@ -226,8 +226,8 @@ class Endpoint:
 
     def _give(self) -> int:
         if self._streams is not None:
-            self._streams = None
             given = self._side._give()
+            self._streams = None
             del self._side
         else:
             given = self._socket().detach()

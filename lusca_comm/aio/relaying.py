@@ -68,7 +68,20 @@ async def relay(
             near._relayable()
             assert isinstance(near, TransportSide)
             with near.held():
-                upstream = await upstream
+                made = await upstream
+            try:
+                return await relay(
+                    client,
+                    made,
+                    prefix=first,
+                    limit_up=limit_up,
+                    limit_down=limit_down,
+                    idle=idle,
+                    total=total,
+                )
+            except BaseException:
+                made.reset()
+                raise
     if connecting is None:
         far = side_of(upstream)
         if client is upstream:

@@ -87,18 +87,28 @@ class _Emptied(asyncio.Protocol):
 
     def __init__(self, transport: Any) -> None:
         self.waiting: asyncio.Future[None] | None = None
-        self.lost: BaseException | None = None
-        self.before: asyncio.BaseProtocol = transport.get_protocol()
+        self.lost: Exception | None = None
+        self.before: asyncio.BaseProtocol | None = transport.get_protocol()
         self.transport = transport
         transport.set_protocol(self)
 
     async def empty(self) -> None:
+        """Raises OSError."""
         self.transport.set_write_buffer_limits(0)  # has resume_writing called at 0, and not before
         if self.transport.get_write_buffer_size():
-            self.waiting = asyncio.get_running_loop().create_future()
-            await self.waiting
+            await self._wait()
         if self.lost is not None:
             raise self.lost
+
+    async def end(self) -> Exception:
+        """Of a transport that is closing, for which reason its protocol is told later."""
+        if self.before is not None:
+            await self._wait()
+        return self.lost or _closed(self.transport)
+
+    async def _wait(self) -> None:
+        self.waiting = asyncio.get_running_loop().create_future()
+        await self.waiting
 
     def _wake(self) -> None:
         if self.waiting is not None and not self.waiting.done():
@@ -108,9 +118,10 @@ class _Emptied(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = exc or ConnectionAbortedError(errno.ECONNABORTED, "closed meanwhile")
+        self.lost = exc or _closed(self.transport)
         self._wake()
-        self.before.connection_lost(exc)
+        if self.before is not None:
+            self.before.connection_lost(exc)
 
 
 class TransportSide:
@@ -148,6 +159,8 @@ class TransportSide:
         broken = reader.exception() if reader is not None else None
         if broken is not None:
             raise broken
+        if transport.is_closing():
+            raise await _Emptied(transport).end()
         transport.pause_reading()
         await _Emptied(transport).empty()
         if reader is None:
@@ -177,12 +190,17 @@ class TransportSide:
         abort(self._transport)
 
 
+def _closed(transport: Any) -> CommError:
+    return CommError(errno.EBADF, f"{transport!r} is closed")
+
+
 def check_transport(transport: Any, reader: asyncio.StreamReader | None) -> None:
     """Raises TypeError, CommError."""
     if transport.get_extra_info("sslcontext") is not None:
         raise TypeError(f"{transport!r} is TLS: a relay moves bytes as they are")
-    if transport.is_closing() and (reader is None or reader.exception() is None):
-        raise CommError(errno.EBADF, f"{transport!r} is closed")
+    known = reader is not None and reader.exception() is not None
+    if transport.is_closing() and transport.get_protocol() is None and not known:
+        raise _closed(transport)
 
 
 def side_of(thing: Any) -> Side:

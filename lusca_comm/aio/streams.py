@@ -60,6 +60,9 @@ class Collecting(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.limits = high, low
 
+    def get_protocol(self) -> Any:
+        """None that hears of its end."""
+
     def is_reading(self) -> bool:
         return self.reading
 
@@ -91,7 +94,8 @@ class Collecting(asyncio.Transport):
         elif self.closed:
             transport.close()
         elif self.ended:
-            transport.write_eof()
+            with contextlib.suppress(OSError):  # ENOTCONN: the peer has reset it; the reader tells
+                transport.write_eof()
         for name in _CALLS:
             setattr(self, name, getattr(transport, name))
 

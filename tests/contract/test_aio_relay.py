@@ -218,6 +218,26 @@ def test_a_limit_within_a_reader(run: Run) -> None:
     run(main)
 
 
+def test_a_connection_made_for_a_relay_that_does_not_begin(run: Run) -> None:
+    """It is nobody's."""
+
+    async def main() -> None:
+        near, far = ends()
+        with socket.create_server((HERE, 0)) as origin:
+            reader, writer = await made("streams", near)
+            far.sendall(b"12345")
+            assert await reader.readexactly(1) == b"1"
+            with pytest.raises(CommError, match="more than the limit"):
+                await aio.relay((reader, writer), aio.connect(origin.getsockname()), limit_up=2)
+            there, _ = origin.accept()
+            with there, pytest.raises(ConnectionResetError):
+                there.recv(1)
+        for end in (writer, far):
+            end.close()
+
+    run(main)
+
+
 def test_what_cannot_be_relayed(run: Run) -> None:
     async def main() -> None:
         near, far = ends()

@@ -4,14 +4,19 @@ and with TLS."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
+import socket
 import ssl
+import struct
 import sys
 from typing import Any
 
 import pytest
-from event_loops import HERE, Run, fetch, port_of, run, serving
+from event_loops import HERE, Run, fetch, open_sockets, port_of, run, serving, until
 
-from lusca_comm import CommError, aio, original_destination
+from lusca_comm import CommError, RelayResult, aio, original_destination
 
 __all__ = ["run"]  # a fixture
 
@@ -70,6 +75,95 @@ def test_a_transport_used_at_once(run: Run) -> None:
 
     run(main)
     assert not run.told
+
+
+@pytest.mark.parametrize("how", ["close", "at once", "return"])
+def test_the_end_for_a_client_that_has_gone(run: Run, how: str) -> None:
+    """Its reset came just now, and the transport has not heard of it."""
+
+    async def handler(conn: aio.Connection) -> None:
+        if how != "at once":
+            await conn.writer.drain()
+        reset(clients.pop())
+        try:
+            if how == "at once":
+                conn.writer.write_eof()
+                with contextlib.suppress(ConnectionResetError):
+                    await conn.writer.drain()
+            elif how == "close":
+                await conn.close()
+        finally:
+            ended.append(how)
+
+    async def main() -> None:
+        async with serving(handler) as server:
+            clients.append(socket.create_connection((HERE, port_of(server))))
+            await until(lambda: ended)
+
+    clients: list[socket.socket] = []
+    ended: list[str] = []
+    run(main)
+    assert not run.told
+
+
+@pytest.mark.parametrize("side", ["client", "upstream"])
+def test_a_relay_begins_as_a_write_fails(run: Run, side: str) -> None:
+    """Their transport hears of it in the loop's next turn."""
+
+    async def handler(conn: aio.Connection) -> None:
+        with socket.create_server((HERE, 0)) as origin:
+            upstream = await conn.connect(origin.getsockname())
+            peer = {"client": clients.pop, "upstream": lambda: origin.accept()[0]}[side]()
+            one = {"client": conn, "upstream": upstream}[side]
+            await one.writer.drain()
+            relaying = asyncio.ensure_future(conn.relay(upstream, total=30))
+            reset(peer)
+            asyncio.get_running_loop().call_soon(one.writer.write, b"x")
+            results.append(await relaying)
+
+    async def main() -> None:
+        async with serving(handler) as server:
+            clients.append(socket.create_connection((HERE, port_of(server))))
+            await until(lambda: server.accepted)
+        assert [(result.end, result.side) for result in results] == [("reset", side)]
+
+    clients: list[socket.socket] = []
+    results: list[RelayResult] = []
+    before = open_sockets()
+    run(main)
+    for client in clients:
+        client.close()
+    assert not run.told
+    assert open_sockets() == before
+
+
+def test_no_descriptor_for_a_connection_with_streams(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be told so, and is closed in order."""
+
+    def refuse(_: int) -> int:
+        raise OSError(errno.EMFILE, "no descriptor left")
+
+    async def handler(conn: aio.Connection) -> None:
+        await conn.writer.drain()
+        monkeypatch.setattr(os, "dup", refuse)
+        with pytest.raises(OSError, match="no descriptor left"):
+            await conn.relay(conn.connect(conn.original))
+        monkeypatch.undo()
+        conn.writer.write(b"no descriptor")
+
+    async def main() -> None:
+        async with serving(handler) as server:
+            assert await fetch(port_of(server)) == b"no descriptor"
+
+    run(main)
+    assert not run.told
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def test_tls_where_asyncio_has_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

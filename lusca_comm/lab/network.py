@@ -17,6 +17,8 @@ from lusca_comm.lab.waiting import wait_for
 
 __all__ = ["add_link", "add_route", "require_netlink"]
 
+_IFA_F_NODAD = 0x02
+
 
 def require_netlink() -> None:
     """Import pyroute2, once and before any fork; ``CommError`` (ENOSYS) says how to get it."""
@@ -63,7 +65,9 @@ def add_link(
             ends = [(here, index), (there, there.link_lookup(ifname=names[1])[0])]
             for (ip, number), own in zip(ends, addresses, strict=True):
                 for address in own:
-                    ip.addr("add", index=number, address=address.with_prefixlen)
+                    # FACT: accept_dad=0 lets an address be used soon, this flag at once.
+                    flags = _IFA_F_NODAD if address.version == 6 else 0
+                    ip.addr("add", index=number, address=address.with_prefixlen, flags=flags)
                 ip.link("set", index=number, state="up")
             # Until the kernel has noticed its carrier, an interface drops what it should send.
             for ip, number in ends:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 from pathlib import Path
@@ -13,6 +14,7 @@ from kernel.labs import IP_TRANSPARENT, ask, echo
 from lusca_comm.errors import CommError
 from lusca_comm.lab import Host, Lab, LabTimeout, Topology
 
+IFA_F_NODAD = 0x02
 FAMILIES = [pytest.param(socket.AF_INET, id="v4"), pytest.param(socket.AF_INET6, id="v6")]
 
 
@@ -51,6 +53,15 @@ class TestNetwork:
         with alone.socket(family) as sock, pytest.raises(OSError) as caught:
             sock.connect((address[socket.AddressFamily(family)], 80))
         assert caught.value.errno == errno.ENETUNREACH
+
+    def test_an_address_is_there_at_once(self, three_hosts: Topology) -> None:
+        """One that might be a duplicate could not be bound for a moment, on a busy machine."""
+        table = three_hosts.origin.run(Path("/proc/net/if_inet6").read_text)
+        address = int(ipaddress.ip_address(three_hosts.origin_ip[socket.AF_INET6]))
+        (flags,) = (
+            line.split()[4] for line in table.splitlines() if line[:32] == f"{address:032x}"
+        )
+        assert int(flags, 16) & IFA_F_NODAD
 
     def test_hosts_share_nothing(self, lab: Lab) -> None:
         a, b = lab.host("a"), lab.host("b")

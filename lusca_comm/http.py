@@ -27,6 +27,7 @@ from .intercept_relay import InterceptRelays
 from .policy import Rule, table
 from .reactor.timers import seconds_of
 from .sockets import socket_of
+from .spoof import set_mark
 
 if TYPE_CHECKING:
     from .plane import Plane
@@ -208,8 +209,7 @@ class HttpService:
         how.spoofer = self._spoofer
         how.flags = COMM_REUSEADDR
         how.service = self._number + 1
-        if mark is not None:
-            how.has_mark, how.mark = 1, mark
+        set_mark(how, mark)
         how.report = lib.LC_REPORT_NONE
         how.refusals = on_refused is not None
         how.idle = how.total = -1

@@ -21,6 +21,7 @@ from .policy import Rule, table
 from .reactor.timers import seconds_of
 from .relayed import Relay, RelayResult
 from .sockets import socket_of
+from .spoof import set_mark
 
 __all__ = ["InterceptRelay", "InterceptRelays", "Question"]
 
@@ -155,8 +156,7 @@ class InterceptRelay:
         how.engine = engines.asked(engine)[0]
         how.spoofer = self._spoofer(policy or ())
         how.flags = COMM_REUSEADDR | (COMM_TRANSPARENT_PORT if keep_port else 0)
-        if mark is not None:
-            how.has_mark, how.mark = 1, mark
+        set_mark(how, mark)
         how.report = (
             lib.LC_REPORT_ALL
             if on_done is not None

@@ -48,6 +48,15 @@ class Spoof(NamedTuple):
     """Why the port, or the address, is not the client's; "" where all that was asked for is so."""
 
 
+def set_mark(request: Any, mark: int | None) -> None:
+    """Of a structure of the shim's that has one. Raises CommError (EINVAL) or TypeError."""
+    if mark is not None:
+        try:
+            request.has_mark, request.mark = 1, mark
+        except OverflowError as why:
+            raise CommError(errno.EINVAL, f"mark {mark} is outside 0-{0xFFFFFFFF:#x}") from why
+
+
 def request_for(
     kind: int,
     proto: int,
@@ -82,12 +91,11 @@ def request_for(
     try:
         request.proto = proto
         request.tos = tos
-        if mark is not None:
-            request.has_mark, request.mark = 1, mark
         if device is not None:
             request.device = _device(device)
     except OverflowError as why:
-        raise CommError(errno.EINVAL, f"proto, tos or mark is out of range: {why}") from why
+        raise CommError(errno.EINVAL, f"proto or tos is out of range: {why}") from why
+    set_mark(request, mark)
     if not 0 <= tos <= 255:
         raise CommError(errno.EINVAL, f"tos {tos} is outside 0-255")
     request.family = 6 if family == socket.AF_INET6 else 4

@@ -399,6 +399,9 @@ def test_what_makes_no_sense(run: Run) -> None:
         with pytest.raises(CommError, match="port 65536 is not from") as why:
             await aio.start_intercept_server(answer, HERE, 65536, engine="sockname")
         assert why.value.errno == errno.EINVAL
+        with pytest.raises(CommError, match="mark -1 is outside") as why:
+            await aio.start_intercept_server(answer, HERE, 0, engine="sockname", mark=-1)
+        assert why.value.errno == errno.EINVAL
         with socket.create_server((HERE, 0)) as taken:
             with pytest.raises(CommError) as why:
                 await aio.start_intercept_server(

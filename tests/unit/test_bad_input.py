@@ -155,6 +155,18 @@ def test_open(reactor: Watched, arguments: Any, code: int) -> None:
     assert caught.value.strerror != os.strerror(code)  # says more than that
 
 
+@pytest.mark.parametrize("mark", [-1, 1 << 32])
+def test_marks_of_listeners_in_the_plane(reactor: Watched, mark: int) -> None:
+    service = reactor.http_service(lambda requests: None)
+    lsock = reactor.comm_open(address=HERE)
+    reactor.comm_listen(lsock)
+    for call in (reactor.intercept_relay, service.listen):
+        with pytest.raises(CommError, match=r"is outside 0-0xffffffff") as caught:
+            call(lsock, engine="sockname", mark=mark)
+        assert caught.value.errno == errno.EINVAL
+    reactor.comm_close(lsock)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -14,7 +14,16 @@ from pathlib import Path
 
 from lusca_comm import CommError, aio
 
-__all__ = ["Shares", "all_descriptors", "parser", "run"]
+__all__ = [
+    "Shares",
+    "all_descriptors",
+    "mark",
+    "parser",
+    "reason",
+    "run",
+    "seconds",
+    "until_signalled",
+]
 
 Handler = Callable[[aio.Connection], Awaitable[object]]
 
@@ -46,6 +55,26 @@ def all_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def mark(text: str) -> int:
+    value = int(text, 0)
+    if not 0 <= value < 1 << 32:
+        raise ValueError
+    return value
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0:  # NaN is neither
+        raise ValueError
+    return value
+
+
+def reason(why: OSError) -> str:
+    """In one line: the capability that is missing, a port that is taken, no such file."""
+    text = why.strerror or str(why)
+    return f"{why.filename}: {text}" if why.filename else text
+
+
 def parser(doc: str | None, spoof: bool = True) -> argparse.ArgumentParser:
     """One whose help is the module's text."""
     head, _, rest = (doc or "").partition("\n\n")
@@ -59,7 +88,7 @@ def parser(doc: str | None, spoof: bool = True) -> argparse.ArgumentParser:
     made.add_argument(
         "--redirect", action="store_true", help="take REDIRECT alone, which needs no privilege"
     )
-    made.add_argument("--mark", type=lambda text: int(text, 0), help="SO_MARK of all it sends")
+    made.add_argument("--mark", type=mark, help="SO_MARK of all it sends")
     return made
 
 
@@ -74,7 +103,7 @@ def run(
     try:
         asyncio.run(_serve(options, handler, ready, refused, hangup))
     except OSError as why:
-        print(f"{Path(sys.argv[0]).stem}: {why.strerror or why}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).stem}: {reason(why)}", file=sys.stderr)
         return 1
     return 0
 
@@ -98,9 +127,15 @@ async def _serve(
         mark=options.mark,
         on_refused=refused,
     ) as server:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.close)
         ready()
-        with contextlib.suppress(asyncio.CancelledError):
-            await server.serve_forever()
-        server.abort_clients()
+        await until_signalled(server)
+
+
+async def until_signalled(server: aio.InterceptServer) -> None:
+    """Serves until SIGINT or SIGTERM, which end what is being relayed, too."""
+    loop = asyncio.get_running_loop()
+    serving = asyncio.ensure_future(server.serve_forever())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, serving.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving

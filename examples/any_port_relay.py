@@ -69,7 +69,7 @@ def main() -> int:
     parser = _serving.parser(__doc__)
     parser.add_argument(
         "--limit",
-        type=float,
+        type=_serving.seconds,
         default=LIMIT,
         metavar="SECONDS",
         help="after which a silent client waits for its server (%(default)s)",

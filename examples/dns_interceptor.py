@@ -283,16 +283,18 @@ async def serve(options: argparse.Namespace) -> None:
     async with (
         await aio.start_intercept_datagrams(
             interceptor.datagram, hosts, options.port, mark=options.mark, max_handlers=QUERIES
-        ),
+        ) as datagrams,
         await aio.start_intercept_server(
             interceptor.connection, hosts, options.port, engine="tproxy4", mark=options.mark
         ) as server,
     ):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.close)
         log.info("ready on port %d", options.port)
-        with contextlib.suppress(asyncio.CancelledError):
-            await server.serve_forever()
+        await _serving.until_signalled(server)
+        datagrams.abort_handlers()
+
+
+def address(text: str) -> str:
+    return str(ipaddress.ip_address(text))
 
 
 def main() -> int:
@@ -303,10 +305,10 @@ def main() -> int:
         "--port", type=int, default=3153, help="to listen on (default: %(default)s)"
     )
     parser.add_argument("--spoof", action="store_true", help="ask in the client's name")
-    parser.add_argument("--resolver", metavar="ADDRESS", help="ask this one, not the client's")
     parser.add_argument(
-        "--mark", type=lambda text: int(text, 0), help="SO_MARK of all that this sends"
+        "--resolver", type=address, metavar="ADDRESS", help="ask this one, not the client's"
     )
+    parser.add_argument("--mark", type=_serving.mark, help="SO_MARK of all that this sends")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if options.lab:
@@ -316,8 +318,8 @@ def main() -> int:
         return show(play)
     try:
         asyncio.run(serve(options))
-    except OSError as why:  # the capability that is missing, a port that is taken, no such file
-        log.error("%s", why.strerror)
+    except OSError as why:
+        log.error("%s", _serving.reason(why))
         return 1
     return 0
 

@@ -59,6 +59,8 @@ def tell(text: str) -> None:
 
 def address(text: str) -> Address:
     host, _, port = text.rpartition(":")
+    if not 0 < int(port) < 65536:
+        raise ValueError
     return str(ipaddress.ip_address(host.strip("[]"))), int(port)
 
 

@@ -237,14 +237,14 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--patience",
-        type=float,
+        type=_serving.seconds,
         default=10.0,
         metavar="SECONDS",
         help="that a client has for its ClientHello (%(default)s)",
     )
     parser.add_argument(
         "--silence",
-        type=float,
+        type=_serving.seconds,
         default=0.5,
         metavar="SECONDS",
         help="after which an allowed client waits for its server (%(default)s)",

@@ -85,11 +85,9 @@ def main() -> int:
         default="spoof",
         help="under the machine's own name",
     )
-    parser.add_argument("--idle", type=float, default=IDLE, help="seconds (%(default)g)")
+    parser.add_argument("--idle", type=_serving.seconds, default=IDLE, help="seconds (%(default)g)")
     parser.add_argument("--max-flows", type=int, default=4096, help="at most (%(default)s)")
-    parser.add_argument(
-        "--mark", type=lambda text: int(text, 0), help="SO_MARK of all that this sends"
-    )
+    parser.add_argument("--mark", type=_serving.mark, help="SO_MARK of all that this sends")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if options.lab:
@@ -99,8 +97,8 @@ def main() -> int:
         return show(play)
     try:
         serve(options)
-    except OSError as why:  # the capability that is missing, a port that is taken, a policy's line
-        log.error("%s", why.strerror)
+    except OSError as why:
+        log.error("%s", _serving.reason(why))
         return 1
     return 0
 

@@ -219,6 +219,13 @@ def asks_when_told(channel: Channel, there: str, names: list[str]) -> None:
             channel.recv(20)
 
 
+def test_a_signal_ends_it_and_the_connections_that_wait(net: Topology, tmp_path: Path) -> None:
+    with running(net, tmp_path) as example:
+        client = net.client.start(asks_when_told, net.origin_ip[V4], ["www.table.test"] * 2)
+        assert client.recv()[0] == 0
+        example.stop()
+
+
 def test_half_an_answer_is_none(net: Topology, tmp_path: Path) -> None:
     origin: Process[None] = start(net.origin, leaver, 0)
     with running(net, tmp_path):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,10 @@ import _any_port_lab
 import _proxy_header_lab
 import pytest
 from firewall_peers import ended, shared_hosts, start
-from kernel.examples import running, shows
+from kernel.examples import EXAMPLES, running, shows
 from kernel.proxying import FAMILIES, fetch
 
-from lusca_comm.lab import Topology
+from lusca_comm.lab import Channel, Topology
 from lusca_comm.protocols.proxy_header import Header
 
 v4_and_v6 = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
@@ -82,3 +85,53 @@ def test_a_client_that_ends_at_once(net: Topology, tmp_path: Path) -> None:
     with running(net, tmp_path, "any_port_relay.py", ports=(there[1],)) as example:
         assert net.client.run(end) == net.router_origin_ip[socket.AF_INET].encode()
         example.says("server-first up 0 down 12 eof")
+
+
+def stay(channel: Channel, address: str, port: int) -> None:
+    """A client that is greeted, and waits."""
+    with socket.create_connection((address, port), 10) as sock:
+        channel.send(sock.recv(100).decode())
+        sock.recv(1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_what_it_relays(
+    net: Topology, tmp_path: Path, number: signal.Signals
+) -> None:
+    start(net.origin, _any_port_lab.serve)
+    mail = _any_port_lab.MAIL
+    with running(net, tmp_path, "any_port_relay.py", ports=(mail,)) as example:
+        client = net.client.start(stay, net.origin_ip[socket.AF_INET], mail)
+        assert client.recv() == _any_port_lab.GREETINGS[mail]
+        example.process.send_signal(number)
+        assert example.process.wait(20) == 0
+        with pytest.raises(ConnectionResetError):
+            client.result()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["any_port_relay.py", "--mark", "-1"], "--mark: invalid mark value: '-1'"),
+        (["any_port_relay.py", "--mark", "x"], "--mark: invalid mark value: 'x'"),
+        (["any_port_relay.py", "--limit", "nan"], "--limit: invalid seconds value: 'nan'"),
+        (["sni_filter.py", "--patience", "-1", "x"], "--patience: invalid seconds value: '-1'"),
+        (["udp_relay.py", "--mark", "0x100000000"], "--mark: invalid mark value: '0x100000000'"),
+        (["udp_relay.py", "--policy", "/no/file"], "/no/file: No such file or directory"),
+        (["dns_interceptor.py", "--hosts", "/no/file"], "/no/file: No such file or directory"),
+        (["dns_interceptor.py", "--resolver", "a.example"], "invalid address value: 'a.example'"),
+    ],
+)
+def test_what_makes_no_sense(options: list[str], said: str) -> None:
+    """One line, and nothing of Python's."""
+    name, *rest = options
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *rest],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode in (1, 2)
+    assert said in done.stdout.splitlines()[-1]
+    assert "Traceback" not in done.stdout

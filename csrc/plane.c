@@ -288,13 +288,14 @@ static void *life(void *plane)
         n = lc_poll_wait(p, has_news(p) ? 0 : patience(p));
         tell_time(p);
         meet_events(p, n);
+        /* One turn for each that waits now; who has more to do goes to the end of the line. */
+        for (left = p->n_ready; left > 0 && p->ready != LC_NONE; left--)
+            lc_relay_run(p, lc_slot(p, p->ready));
+        /* Time comes last: what was there in time counts, however late this thread came to it. */
         while ((r = lc_timer_due(p)) != NULL)
             lc_relay_timer(p, r);
         if (p->resume != 0 && p->resume <= p->now)
             lc_listener_resume(p);
-        /* One turn for each that waits now; who has more to do goes to the end of the line. */
-        for (left = p->n_ready; left > 0 && p->ready != LC_NONE; left--)
-            lc_relay_run(p, lc_slot(p, p->ready));
         /* News waits until nothing else is ready, but for a few turns at most: to wake the user for
          * each is to switch threads for each, where both share a core. */
         if (n == 0 || ++kept >= TURNS) {

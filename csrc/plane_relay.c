@@ -165,8 +165,6 @@ void lc_relay_timer(struct lc_plane *p, struct relay *r)
     }
     if (r->state != RELAYING)
         return;
-    if (r->flow != NULL && r->ready)
-        r->last = p->now;       /* a datagram waits for its turn */
     for (d = 0; d < 2; d++)
         if (lc_bulk_look(p, r, d))
             look = p->now + LC_LOOK;

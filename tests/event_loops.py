@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,11 +53,18 @@ def open_sockets() -> list[str]:
     return sorted(found)
 
 
+PF_EXITING = 4  # linux/sched.h
+
+
 def plane_threads() -> int:
+    """Those that run. One that was waited for may be listed for a moment: pthread_join(3) returns
+    in the middle of its exit."""
     count = 0
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # it has ended
-            count += (task / "comm").read_text() == "lusca plane\n"
+            name, _, fields = (task / "stat").read_text().rpartition(")")
+            exiting = int(fields.split()[6]) & PF_EXITING
+            count += name.endswith("(lusca plane") and not exiting
     return count
 
 
@@ -127,6 +135,18 @@ async def fetch(port: int, data: bytes = b"hello", host: str = HERE) -> bytes:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+@contextlib.contextmanager
+def full_queue() -> Iterator[socket.socket]:
+    """A listener whose queue is full: a connection to it is never made (Linux drops what begins
+    it)."""
+    with socket.socket() as listener, socket.socket() as one:
+        listener.bind((HERE, 0))
+        listener.listen(0)
+        one.connect(listener.getsockname())
+        assert select.select([listener], [], [], LIMIT)[0]  # it is in the queue
+        yield listener
 
 
 def small_buffers(sock: socket.socket) -> None:

@@ -18,7 +18,7 @@ from contract.pollers import MAKERS
 
 from lusca_comm import Reactor
 
-LIMIT = 10.0  # seconds; every condition waited for here comes in milliseconds
+LIMIT = 30.0  # seconds; every condition waited for here comes in milliseconds
 
 
 class Watched(Reactor):

@@ -9,7 +9,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from event_loops import HERE, Run, an_origin, fetch, open_sockets, port_of, run, serving, until
+from event_loops import (
+    HERE,
+    Run,
+    an_origin,
+    fetch,
+    full_queue,
+    open_sockets,
+    port_of,
+    run,
+    serving,
+    until,
+)
 
 from lusca_comm import CommError, RelayResult, aio
 
@@ -159,13 +170,8 @@ def test_connecting_takes_too_long(run: Run, fused: bool, full_listener: socket.
 
 @pytest.fixture
 def full_listener() -> Any:
-    """Its queue is full, so a connection to it is never made (the kernel drops what begins it)."""
-    with socket.socket() as listener:
-        listener.bind((HERE, 0))
-        listener.listen(0)
-        with socket.socket() as one:
-            one.connect(listener.getsockname())
-            yield listener
+    with full_queue() as listener:
+        yield listener
 
 
 @pytest.mark.parametrize("end", ["idle", "total"])

@@ -10,7 +10,18 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import pytest
-from event_loops import HERE, Run, fetch, open_sockets, plane_threads, port_of, run, serving, until
+from event_loops import (
+    HERE,
+    Run,
+    fetch,
+    full_queue,
+    open_sockets,
+    plane_threads,
+    port_of,
+    run,
+    serving,
+    until,
+)
 
 from lusca_comm import CommError, aio
 
@@ -27,9 +38,16 @@ class Cancelled:
         self.at = at
         self.late = late
         self.waited = 0
-        self.over = False
+        self.ended = self.over = False
+        """Over: it came to its own end."""
 
     def __await__(self) -> Generator[Any, None, None]:
+        try:
+            yield from self._steps()
+        finally:
+            self.ended = True
+
+    def _steps(self) -> Generator[Any, None, None]:
         steps = self.doing.__await__()
         task = asyncio.current_task()
         assert task is not None
@@ -161,30 +179,25 @@ def test_at_every_await(
             writer.close()
 
         async def handler(conn: aio.Connection) -> None:
-            nonlocal step
-            step = Cancelled(script(conn, there), at, late)
-            await step
+            steps.append(Cancelled(script(conn, there), len(steps) + 1, late))
+            await steps[-1]
 
         origin = await asyncio.start_server(serve, HERE, 0)
         there = origin.sockets[0].getsockname()
         if script is nowhere:
             there = full.getsockname()
-        step: Any = None
+        steps: list[Cancelled] = []
         async with serving(handler) as server:
-            port, at = port_of(server), 0
-            listening = open_sockets()
-            while step is None or not step.over:
-                at += 1
-                await asyncio.wait_for(fetch(port), 10)
+            port, listening = port_of(server), open_sockets()
+            while not (steps and steps[-1].over):
+                await fetch(port)
+                await until(lambda: steps[-1].ended)
                 # The origin's end comes of that of the upstream.
                 await until(lambda: open_sockets() == listening)
-            assert at > 1, "it waits for something"
+            assert len(steps) > 1, "it waits for something"
         origin.close()
 
-    with socket.socket() as full, socket.socket() as one:
-        full.bind((HERE, 0))
-        full.listen(0)
-        one.connect(full.getsockname())
+    with full_queue() as full:
         before = open_sockets()
         run(main)
         assert (open_sockets(), plane_threads()) == (before, 0)

@@ -10,7 +10,7 @@ import socket
 from typing import Any
 
 import pytest
-from event_loops import HERE, Run, an_origin, open_sockets, plane_threads, run, until
+from event_loops import HERE, LIMIT, Run, an_origin, open_sockets, plane_threads, run, until
 
 from lusca_comm import CommError, RelayResult, aio, original_destination
 from lusca_comm.aio.connecting import Connecting, Upstream
@@ -64,7 +64,7 @@ def ends() -> tuple[socket.socket, socket.socket]:
     with socket.create_server((HERE, 0)) as listener:
         far = socket.create_connection(listener.getsockname())
         near, _ = listener.accept()
-    far.settimeout(10)
+    far.settimeout(LIMIT)
     return near, far
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from event_loops import (
     HERE,
+    LIMIT,
     Run,
     an_origin,
     fetch,
@@ -53,9 +54,9 @@ class Far:
         self.address = self.listener.getsockname()
 
     def accept(self) -> socket.socket:
-        self.listener.settimeout(10)
+        self.listener.settimeout(LIMIT)
         sock, _ = self.listener.accept()
-        sock.settimeout(10)
+        sock.settimeout(LIMIT)
         return sock
 
     def __enter__(self) -> Far:
@@ -213,7 +214,7 @@ def test_one_has_gone_in_between(run: Run, side: str, how: str) -> None:
         results: list[RelayResult] = []
         connected, go_on = (asyncio.get_running_loop().create_future() for _ in range(2))
         async with serving(handler) as server:
-            client = socket.create_connection((HERE, port_of(server)), timeout=10)
+            client = socket.create_connection((HERE, port_of(server)), LIMIT)
             await connected
             origin = far.accept()
             goes, stays = (client, origin) if side == "client" else (origin, client)
@@ -353,7 +354,7 @@ def test_the_loop_ends_in_between(run: Run) -> None:
 
         upstreams: list[aio.Upstream] = []
         server = await aio.start_intercept_server(handler, HERE, 0, engine="sockname")
-        asking.append(socket.create_connection((HERE, port_of(server)), timeout=10))
+        asking.append(socket.create_connection((HERE, port_of(server)), LIMIT))
         await until(lambda: upstreams)
 
     asking: list[socket.socket] = []

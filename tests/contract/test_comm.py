@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -23,6 +24,7 @@ from contract.reactors import (
     reactor,
     refusing_port,
 )
+from event_loops import full_queue
 
 import lusca_comm as lc
 from lusca_comm import CommError
@@ -188,6 +190,7 @@ def test_no_seconds_do_not_defer(reactor: Watched) -> None:
     listener = reactor.comm_open(address=LOOPBACK)
     reactor.comm_listen(listener, defer=0)
     with socket.create_connection(listener.getsockname()):
+        assert select.select([listener], [], [], LIMIT)[0]
         assert reactor.comm_accept(listener) is not None
 
 
@@ -209,6 +212,7 @@ def test_a_connection_that_is_reset_before_its_caller_is_told(reactor: Watched, 
     listener = listening(reactor)
     sock = reactor.comm_open()
     reactor.comm_connect(sock, listener.getsockname(), told, timeout=LIMIT)
+    assert select.select([listener], [], [], LIMIT)[0]
     got = reactor.comm_accept(listener)
     assert got is not None
     reactor.comm_reset_close(got.sock)
@@ -259,22 +263,9 @@ def test_datagram_sockets_connect_at_once_and_are_told_later(reactor: Watched, t
 
 @pytest.fixture
 def silent() -> Any:
-    """A listener whose queue is full: a connect to it goes on for minutes (Linux drops the SYN)."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        clients = []
-        while True:
-            client = socket.socket()
-            clients.append(client)
-            client.settimeout(0.2)
-            try:
-                client.connect(listener.getsockname())
-            except TimeoutError:
-                break
+    """The address of a listener whose queue is full: a connect to it goes on for minutes."""
+    with full_queue() as listener:
         yield listener.getsockname()
-        for client in clients:
-            client.close()
 
 
 def test_time_out(reactor: Watched, told: Told, silent: Any) -> None:

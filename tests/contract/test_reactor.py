@@ -257,11 +257,14 @@ def test_a_select_with_a_time_out_sets_the_deadline_only(reactor: Watched, pair:
     assert sock.fileno() >= 0
 
 
-def test_events_in_their_order(reactor: Watched) -> None:
+def test_events_in_their_order(reactor: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    for name, seconds in (("c", 0.03), ("a", 0.01), ("b", 0.02), ("now", -5)):
-        reactor.comm_add_event(seconds, calls.append, name)
-    event = reactor.comm_add_event(0.005, calls.append, "never")
+    now = time.monotonic()
+    with monkeypatch.context() as patch:  # all at the same time, however long it takes
+        patch.setattr(time, "monotonic", lambda: now)
+        for name, seconds in (("c", 0.03), ("a", 0.01), ("b", 0.02), ("now", -5)):
+            reactor.comm_add_event(seconds, calls.append, name)
+        event = reactor.comm_add_event(0.005, calls.append, "never")
     reactor.comm_cancel_event(event)
     reactor.comm_cancel_event(event)
     reactor.until(lambda: len(calls) == 4)

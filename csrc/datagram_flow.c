@@ -11,7 +11,12 @@
  *   IPv6  IPV6_FREEBIND binds, and IPV6_TRANSPARENT comes after connect(2).
  *   IPv4  connect(2) needs IP_TRANSPARENT for its route. The socket is tied to the loopback interface
  *         until it is connected, and sees no packet of any other; sk_dst_reset forgets the route by
- *         it. To untie it takes CAP_NET_RAW (socket(7)): without it the moment stays. */
+ *         it. To untie it takes CAP_NET_RAW (socket(7)): without it the moment stays.
+ *
+ * FACT: nor may its own client's packet find it connected and not yet transparent. The tproxy rule
+ * then looks for no listener, the packet is routed on, and with this socket as its own (early demux) it
+ * is dropped (ip6_forward; seen on Linux 6.18: one datagram of 12,000). So on IPv6 the option is set
+ * while the socket is connected to the loopback address, from where nothing comes. */
 #include "datagram.h"
 
 #include <stdatomic.h>
@@ -73,6 +78,7 @@ static int connect_4(int fd, const struct lc_open *request, const struct lc_addr
 
 static int connect_6(int fd, const struct lc_open *request, const struct lc_addr *peer, int *step)
 {
+    static const struct lc_addr nobody = {.family = 6, .port = 9, .ip = {[15] = 1}};
     int on = 1, err;
 
     *step = LC_STEP_BIND;
@@ -81,10 +87,13 @@ static int connect_6(int fd, const struct lc_open *request, const struct lc_addr
     if ((err = bind_to(fd, AF_INET6, &request->address)) < 0)
         return err;
     *step = LC_STEP_CONNECT;
-    if ((err = lc_connect(fd, peer)) < 0)
+    if ((err = lc_connect(fd, &nobody)) < 0)
         return err;
     *step = LC_STEP_RIGHT;
-    return lc_engine_allow(request->engine, fd, AF_INET6);
+    if ((err = lc_engine_allow(request->engine, fd, AF_INET6)) < 0)
+        return err;
+    *step = LC_STEP_CONNECT;
+    return lc_connect(fd, peer);
 }
 
 static int open_unseen(const struct lc_open *request, const struct lc_addr *peer, int *step)

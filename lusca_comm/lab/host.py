@@ -142,7 +142,7 @@ class Host:
             (fd,) = receive_fds(near, 1)
         return socket.socket(fileno=fd)
 
-    def wait_listening(self, port: int, timeout: float = 10.0) -> None:
+    def wait_listening(self, port: int, timeout: float = 30.0) -> None:
         """Wait until a TCP socket of this host listens on ``port``: a program is ready.
 
         Nothing connects to it. ``LabTimeout`` after ``timeout`` seconds.

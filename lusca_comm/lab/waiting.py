@@ -21,7 +21,7 @@ class LabTimeout(CommError, TimeoutError):
         super().__init__(number, text)
 
 
-def wait_for(predicate: Callable[[], T], timeout: float = 10.0, what: str = "the condition") -> T:
+def wait_for(predicate: Callable[[], T], timeout: float = 30.0, what: str = "the condition") -> T:
     """Call ``predicate`` until its result is true, and return that.
 
     Asks at once, then after 1 ms, then ever less often, up to every 50 ms. ``LabTimeout`` after

@@ -154,7 +154,7 @@ class Program:
 
     def says(self, pattern: str) -> None:
         """Waits until one does."""
-        wait_for(lambda: self.said(pattern), what=f"{pattern!r} in {self._log}")
+        wait_for(lambda: self.said(pattern), 60, f"{pattern!r} in {self._log}")
 
 
 class Place:
@@ -171,7 +171,7 @@ class Place:
             log = self.folder / str(port)
             self.proxies[port] = Program(self.net.router, log, *command, **options)
         for port in commands:
-            self.net.router.wait_listening(port, timeout=30)
+            self.net.router.wait_listening(port, timeout=60)
 
 
 def installed(name: str, package: str) -> str:

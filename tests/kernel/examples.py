@@ -49,7 +49,7 @@ class Example:
         return self.log.read_text()
 
     def says(self, text: str) -> None:
-        wait_for(lambda: text in self.text(), what=f"{text!r} in {self.log}")
+        wait_for(lambda: text in self.text(), 60, f"{text!r} in {self.log}")
 
     def stop(self) -> None:
         """It ends when it is told to, and nothing went wrong in it."""

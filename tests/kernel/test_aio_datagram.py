@@ -29,7 +29,7 @@ from lusca_comm.aio.datagram import InterceptDatagrams, start_intercept_datagram
 from lusca_comm.lab import Channel, Host, Lab, Process, Topology
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-LIMIT = 10.0
+LIMIT = 30.0
 
 every_loop = pytest.mark.parametrize("kind", LOOPS)
 

@@ -122,7 +122,7 @@ def serve_origin(net: Topology, family: int) -> None:
 
 def client_of(net: Topology, family: int, to: str, port: int = DNS) -> socket.socket:
     sock = net.client.socket(family, socket.SOCK_DGRAM)
-    sock.settimeout(5)
+    sock.settimeout(20)
     sock.connect((to, port))
     return sock
 

@@ -25,7 +25,7 @@ from lusca_comm import datagram_io
 from lusca_comm.lab import Host, Lab
 
 READ = lc.COMM_SELECT_READ
-LIMIT = 10.0
+LIMIT = 30.0
 
 
 class Bench:

@@ -104,7 +104,7 @@ def no_way_back(patch: pytest.MonkeyPatch) -> None:
     """The rules that bring a spoofed connection's answers to the proxy are left out."""
     apply = play.apply
     patch.setattr(play, "apply", lambda plan: apply(dataclasses.replace(plan, spoof=False)))
-    patch.setattr(programs, "SECONDS", 2.0)
+    patch.setattr(programs, "SECONDS", 4.0)
 
 
 def one_family(patch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,9 @@ def test_the_readmes_program(three_hosts: Topology, tmp_path: Path) -> None:
     net, program = three_hosts, tmp_path / "proxy.py"
     program.write_text(block("python", "import socket"))
     proxy = net.router.popen([sys.executable, str(program)], env=environment())
-    wait_for(lambda: net.router.run(listeners, 3129), what="the README's program to listen")
+    wait_for(
+        lambda: net.router.run(listeners, 3129), what="the README's program to listen", timeout=60
+    )
     with programs.Log() as log:
         server = net.origin.start(programs.serve, [(ORIGIN["ipv4"], 80)], log)
         assert server.recv() == "ready"
@@ -366,6 +368,6 @@ def test_sysctls_that_break_it(name: str, hit: set[str], monkeypatch: pytest.Mon
         assert [line for line, _, wrong in stage.perform(lambda _: None) if wrong] == []
         monkeypatch.setattr(play, "apply", apply_and_break)
         monkeypatch.setattr(play, "remove", mend_and_remove)
-        monkeypatch.setattr(programs, "SECONDS", 1.0)
+        monkeypatch.setattr(programs, "SECONDS", 2.0)
         for line, _, wrong in stage.perform(lambda _: None):
             assert ("the client: timed out" in wrong) == (line.family in hit)

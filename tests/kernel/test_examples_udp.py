@@ -78,7 +78,7 @@ def test_a_policy(net: Topology, tmp_path: Path, family: int) -> None:
 
 def test_an_idle_flow_ends_and_is_told(net: Topology, tmp_path: Path) -> None:
     host = net.origin_ip[socket.AF_INET]
-    with running(net, tmp_path, "--idle", "0.2", spoof=True) as example:
+    with running(net, tmp_path, "--idle", "1", spoof=True) as example:
         for _ in range(2):
             saw, mine = net.client.run(exchange, (host, 443), 1200)
             assert saw.split()[0] == mine.split()[0]

@@ -44,7 +44,7 @@ def net() -> Iterator[Topology]:
 def running(net: Topology, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("proxy")
     know(net.router, folder)
-    times = ("--head-time", "1", "--response-time", "1", "--body-time", "1", "--idle-time", "20")
+    times = ("--head-time", "2", "--response-time", "2", "--body-time", "2", "--idle-time", "20")
     sizes = ("--max-body", "1000000", "--max-fields", "50", "--max-line", "8192")
     proxy = Service(net.router, folder, "--spoof", *times, *sizes)
     ask(net, get("/pattern?3000000", HOST))  # the plane has its scratch pipe from now on

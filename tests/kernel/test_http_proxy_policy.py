@@ -252,7 +252,7 @@ def test_a_hook(net: Topology, start: Start, tmp_path: Path) -> None:
     fields = dict(told["fields"])
     assert (fields["host"], fields["x-added"], "x-ask" in fields) == (NAME, "1", False)
     assert status(asking("raise")) == 500
-    assert "RuntimeError: of the hook" in proxy.said.read_text()
+    proxy.says("RuntimeError: of the hook")
     assert seen(asking("nothing"))["start"][1] == "/seen"
 
     hook.write_text("def on_request(request):\n    from hooks import Deny\n    return Deny()\n")

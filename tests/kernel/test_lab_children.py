@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -68,16 +70,23 @@ class TestChildren:
 
     def test_a_timeout_kills_and_says_where_the_child_was(self, host: Host) -> None:
         pids = socket.socketpair()
+        pid = b""
 
         def stuck_here() -> None:
             pids[1].send(str(os.getpid()).encode())
             signal.pause()
 
         with pids[0], pids[1]:
-            with pytest.raises(LabTimeout, match="stuck_here in host still runs") as caught:
-                host.run(stuck_here, timeout=0.2)
+            pids[0].setblocking(False)
+            for timeout in (0.2, 2, 20):  # until it comes so far in time
+                with pytest.raises(LabTimeout, match="stuck_here in host still runs") as caught:
+                    host.run(stuck_here, timeout=timeout)
+                with contextlib.suppress(BlockingIOError):
+                    pid = pids[0].recv(20)
+                if pid:
+                    break
             assert "in stuck_here" in str(caught.value)
-            assert not Path(f"/proc/{pids[0].recv(20).decode()}").exists()
+            assert not Path(f"/proc/{pid.decode()}").exists()
 
     def test_messages_both_ways(self, host: Host) -> None:
         def double(channel: Channel, first: int) -> str:
@@ -128,7 +137,8 @@ class TestChildren:
         def interrupted(channel: Channel) -> str:
             try:
                 channel.send("ready")
-                signal.pause()
+                while True:  # a signal just before a pause(2) would not end it
+                    select.select([], [], [], 0.05)
             except KeyboardInterrupt:
                 return "interrupted"
             return "went on"

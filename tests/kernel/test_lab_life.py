@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -20,15 +21,18 @@ from lusca_comm.lab.process import Process
 
 class TestNothingIsLeft:
     def test_children_programs_and_daemons(self) -> None:
-        with Lab() as lab:
-            host = lab.host("host")
-            process = host.start(lambda channel: signal.pause())
-            program = host.popen(["sleep", "1000"])
-            daemon = host.start(daemonize).result()
-            inode = host.run(os.stat, "/proc/self/ns/net").st_ino
-            pids = [process.pid, program.pid, daemon]
-            assert set(pids) <= set(inside(inode))
-        assert inside(inode) == []
+        with contextlib.ExitStack() as stack:
+            with Lab() as lab:
+                host = lab.host("host")
+                process = host.start(lambda channel: signal.pause())
+                program = host.popen(["sleep", "1000"])
+                daemon = host.start(daemonize).result()
+                pids = [process.pid, program.pid, daemon]
+                # Open: no other namespace gets its number.
+                file = stack.enter_context(Path(f"/proc/{daemon}/ns/net").open("rb"))
+                inode = os.fstat(file.fileno()).st_ino
+                assert set(pids) <= set(inside(inode))
+            assert inside(inode) == []
         for pid in pids:
             assert not Path(f"/proc/{pid}/exe").exists()
 

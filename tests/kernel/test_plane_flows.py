@@ -88,7 +88,7 @@ def test_a_port_that_cannot_be_kept_gives_way(
     capabilities = ("CAP_NET_RAW", *(("CAP_NET_BIND_SERVICE",) if kept else ()))
     Proxy(net.router, family, policy=[("spoof",)], keep_port=True, capabilities=capabilities)
     with net.client.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(5)
+        client.settimeout(20)
         client.bind((WILDCARD[family], 7))
         client.connect((net.origin_ip[family], DNS))
         got = seen(ask(client, b"x"))
@@ -229,7 +229,7 @@ def test_an_idle_flow_ends_and_its_client_is_served_again(
     net = three_hosts
     intercept(net.router)
     serve_origin(net, family)
-    proxy = Proxy(net.router, family, idle=0.05, tell=True)
+    proxy = Proxy(net.router, family, idle=1, tell=True)
     with client_of(net, family, net.origin_ip[family]) as client:
         for data in (b"one", b"twos"):
             answer = ask(client, data)

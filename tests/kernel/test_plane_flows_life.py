@@ -63,7 +63,7 @@ def test_close_stop_and_drain(three_hosts: Topology, family: int) -> None:
     net = three_hosts
     intercept(net.router)
     serve_origin(net, family)
-    proxy = Proxy(net.router, family, idle=1, tell=True)
+    proxy = Proxy(net.router, family, idle=2, tell=True)
     to = net.origin_ip[family]
     with client_of(net, family, to) as client, client_of(net, family, to) as other:
         assert seen(ask(client, b"one")).data == b"one"
@@ -106,7 +106,7 @@ def test_the_machines_own_datagrams_and_the_planes_exempt_by_mark(
     serve_origin(net, family)
     proxy = Proxy(net.router, family, mark=7)
     with net.router.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(5)
+        client.settimeout(20)
         client.connect((net.origin_ip[family], DNS))
         for data in (b"one", b"two", b"three"):
             got = seen(ask(client, data))
@@ -168,7 +168,7 @@ def without_reactor(channel: Channel, host: str) -> None:
         sock,
         decide=lambda questions: [question.relay() for question in questions],
         on_done=ends.append,
-        idle=0.05,
+        idle=1,
     )
     channel.send("ready")
     while not ends:

@@ -70,7 +70,7 @@ def test_what_does_not_end_is_reset(three_hosts: Topology, tmp_path: Path, how: 
 def test_an_idle_relay_ends(three_hosts: Topology, tmp_path: Path) -> None:
     net = three_hosts
     intercept(net.router, port=PROXY_PORT, ports=(ECHO,))
-    service = Service(net.router, tmp_path, "--idle", "0.2").ready()
+    service = Service(net.router, tmp_path, "--idle", "1").ready()
     client = Holder(net)
     assert client.say("open", b"before") == b"before"
     service.count(relayed=1, ended=1, live=0)

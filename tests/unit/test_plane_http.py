@@ -210,9 +210,8 @@ def test_an_expectation_streams(client: Peer, upstream: Peer, proxy: Proxy) -> N
 
 def test_whose_turn_it_is_after_an_expectation() -> None:
     """The client's once it was told to go on; until then the origin is late."""
-    limits = HttpLimits(body_time=0.2, response_time=0.4)
-    for told, status in ((False, 504), (True, 408)):
-        with proxying(limits=limits) as proxy:
+    for told, status, origins in ((False, 504, 0.4), (True, 408, 60)):
+        with proxying(limits=HttpLimits(body_time=0.2, response_time=origins)) as proxy:
             client = proxy.client()
             client.send(POST + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n")
             upstream = proxy.upstream()

@@ -13,7 +13,6 @@ from lusca_comm import HttpLimits
 
 POST = b"POST / HTTP/1.1\r\nHost: example.org\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
-SHORT = HttpLimits(head_time=0.2, idle_time=0.2, body_time=0.2, response_time=0.2)
 
 
 @pytest.fixture
@@ -278,8 +277,13 @@ def small() -> Iterator[tuple[Proxy, Peer]]:
 
 
 @pytest.fixture
-def hasty() -> Iterator[tuple[Proxy, Peer]]:
-    yield from with_limits(SHORT)
+def hasty(request: pytest.FixtureRequest) -> Iterator[tuple[Proxy, Peer]]:
+    """One limit is short: the test has all the time it takes to come to where that one holds."""
+    yield from with_limits(HttpLimits(**request.param))
+
+
+def short(name: str, seconds: float = 0.2) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("hasty", [{name: seconds}], indirect=True, ids=[name])
 
 
 def test_a_body_that_says_it_is_too_large(small: tuple[Proxy, Peer]) -> None:
@@ -310,12 +314,14 @@ def test_a_body_that_becomes_too_large(small: tuple[Proxy, Peer]) -> None:
     client.close()
 
 
+@short("head_time")
 def test_silence_is_asked_about(hasty: tuple[Proxy, Peer]) -> None:
     proxy, client = hasty
     assert client.was_reset()
     assert [r.state for r in proxy.seen] == ["silent"]
 
 
+@short("head_time", 2)
 def test_a_slow_head(hasty: tuple[Proxy, Peer]) -> None:
     proxy, client = hasty
     client.send(b"GET / HT")
@@ -324,6 +330,7 @@ def test_a_slow_head(hasty: tuple[Proxy, Peer]) -> None:
     assert proxy.seen[0].head == b"GET / HT"
 
 
+@short("idle_time")
 def test_between_requests_the_end_is_silent(hasty: tuple[Proxy, Peer]) -> None:
     proxy, client = hasty
     client.send(GET % 1)
@@ -335,6 +342,7 @@ def test_between_requests_the_end_is_silent(hasty: tuple[Proxy, Peer]) -> None:
     assert len(proxy.seen) == 1
 
 
+@short("body_time")
 def test_a_slow_body(hasty: tuple[Proxy, Peer]) -> None:
     proxy, client = hasty
     client.send(POST + b"Content-Length: 10\r\n\r\nabc")
@@ -344,6 +352,7 @@ def test_a_slow_body(hasty: tuple[Proxy, Peer]) -> None:
     assert upstream.all() == b""
 
 
+@short("response_time")
 def test_a_slow_origin(hasty: tuple[Proxy, Peer]) -> None:
     proxy, client = hasty
     client.send(GET % 1)
@@ -353,6 +362,7 @@ def test_a_slow_origin(hasty: tuple[Proxy, Peer]) -> None:
     assert (proxy.seen[-1].failed, proxy.seen[-1].errno) == ("time", errno.ETIMEDOUT)
 
 
+@short("body_time")
 def test_an_origin_that_stalls(hasty: tuple[Proxy, Peer]) -> None:
     proxy, client = hasty
     client.send(GET % 1)

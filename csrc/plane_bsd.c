@@ -91,6 +91,10 @@ int lc_poll_wait(struct lc_plane *p, int64_t ms)
     struct timespec wait = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
     int i, n = kevent(p->poll, NULL, 0, events, LC_EVENTS, ms < 0 ? NULL : &wait);
 
+    if (n < 0 && errno == EINTR) {      /* see plane_linux.c */
+        wait.tv_sec = wait.tv_nsec = 0;
+        n = kevent(p->poll, NULL, 0, events, LC_EVENTS, &wait);
+    }
     for (i = 0; i < n; i++) {
         unsigned what = events[i].filter == EVFILT_READ ? READABLE : WRITABLE;
 

@@ -78,6 +78,10 @@ int lc_poll_wait(struct lc_plane *p, int64_t ms)
     struct epoll_event events[LC_EVENTS];
     int i, n = epoll_wait(p->poll, events, LC_EVENTS, ms > INT32_MAX ? INT32_MAX : (int)ms);
 
+    /* FACT: a process that was stopped comes back with EINTR, blocked signals or not (signal(7)). By
+     * then the time may be up, and what is there has to be known before that. */
+    if (n < 0 && errno == EINTR)
+        n = epoll_wait(p->poll, events, LC_EVENTS, 0);
     for (i = 0; i < n; i++) {
         uint32_t e = events[i].events;
         unsigned what = 0;

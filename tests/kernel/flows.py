@@ -7,8 +7,13 @@ from where the client sent to, because the client's socket is connected.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kernel.proxying import WILDCARD
@@ -134,6 +139,21 @@ class Proxy:
         self.say("totals")
         got: lc.Totals = self.recv()
         return got
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        tasks = Path(f"/proc/{self.process.pid}/task")
+
+        def stopped() -> bool:
+            stats = [task.read_text() for task in tasks.glob("*/stat")]
+            return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+        os.kill(self.process.pid, signal.SIGSTOP)
+        try:
+            wait_for(stopped, what="its threads at rest")
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
 
     def until(self, **wanted: int) -> lc.Totals:
         last: list[lc.Totals] = []

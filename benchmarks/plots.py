@@ -5,6 +5,10 @@ import statistics
 from pathlib import Path
 
 
+def label(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
 def draw(title: str, unit: str, figures: dict[str, list[float]], path: Path) -> None:
     import matplotlib
 
@@ -25,7 +29,7 @@ def draw(title: str, unit: str, figures: dict[str, list[float]], path: Path) -> 
     ]
     figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.36 * len(names)))
     bars = axes.barh(names, medians, xerr=errors, color=colours, ecolor="#334155", capsize=2)
-    axes.bar_label(bars, labels=[f"{value:.3g}" for value in medians], padding=6, fontsize=8)
+    axes.bar_label(bars, labels=[label(value) for value in medians], padding=6, fontsize=8)
     axes.set_title(title, loc="left", fontsize=11)
     if max(medians) > 20 * min(medians):
         axes.set_xscale("log")

@@ -127,14 +127,19 @@ async def _serve(
         mark=options.mark,
         on_refused=refused,
     ) as server:
+        await until_signalled(server, ready)
+
+
+async def until_signalled(server: aio.InterceptServer, ready: Callable[[], object]) -> None:
+    """Serves until SIGINT or SIGTERM, which end what is being relayed, too. Whoever is told by
+    `ready` can send them."""
+
+    async def serve() -> None:
         ready()
-        await until_signalled(server)
+        await server.serve_forever()
 
-
-async def until_signalled(server: aio.InterceptServer) -> None:
-    """Serves until SIGINT or SIGTERM, which end what is being relayed, too."""
     loop = asyncio.get_running_loop()
-    serving = asyncio.ensure_future(server.serve_forever())
+    serving = asyncio.ensure_future(serve())  # begins once this waits for it
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, serving.cancel)
     with contextlib.suppress(asyncio.CancelledError):

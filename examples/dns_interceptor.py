@@ -288,8 +288,7 @@ async def serve(options: argparse.Namespace) -> None:
             interceptor.connection, hosts, options.port, engine="tproxy4", mark=options.mark
         ) as server,
     ):
-        log.info("ready on port %d", options.port)
-        await _serving.until_signalled(server)
+        await _serving.until_signalled(server, lambda: log.info("ready on port %d", options.port))
         datagrams.abort_handlers()
 
 

@@ -109,6 +109,47 @@ def test_a_signal_ends_it_and_what_it_relays(
             client.result()
 
 
+# Runs an example that is sent SIGTERM by its own "ready", before it does anything else.
+READY_THEN_TERM = """
+import runpy, signal, sys
+
+class Out:
+    def write(self, text):
+        if "ready" in text:
+            signal.raise_signal(signal.SIGTERM)
+
+    def flush(self):
+        pass
+
+sys.stdout = Out()
+sys.argv = sys.argv[1:]
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["any_port_relay.py"],
+        ["proxy_header_relay.py"],
+        ["sni_filter.py", "/dev/null"],
+        ["dns_interceptor.py"],
+        ["udp_relay.py"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_one_that_is_ready_can_be_told_to_end(net: Topology, options: list[str]) -> None:
+    name, *more = options
+    program = net.router.popen(
+        [sys.executable, "-c", READY_THEN_TERM, EXAMPLES / name, *more],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _, errors = program.communicate(timeout=60)
+    assert (program.returncode, errors) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

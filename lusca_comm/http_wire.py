@@ -7,6 +7,7 @@ from struct import Struct
 
 from ._shim import ffi, lib
 from .address import Address, from_shim, shim_of
+from .spoof import checked_mark
 
 FIRST = Struct("@8xIHB")  # of an exchange, behind its id
 QUESTION = Struct("@8xIHB121xQ")  # the same of an event, and `like`
@@ -52,8 +53,10 @@ def packed_answer(
     to: bytes = _NOBODY,
     source: bytes = _NOBODY,
 ) -> bytes:
-    """``struct lc_http_answer`` and what follows it, but for the id."""
+    """``struct lc_http_answer`` and what follows it, but for the id. Raises CommError (EINVAL) or
+    TypeError for a mark that is none."""
     if mark is not None:
+        mark = checked_mark(mark)
         flags |= lib.LC_HTTP_MARK
     size = 8 + _ANSWER.size + len(start) + len(drop) + len(append)
     pad = _PADDING[size & 7]

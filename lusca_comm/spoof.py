@@ -7,6 +7,7 @@ was given, and a port that cannot be kept (COMM_TRANSPARENT_PORT) is told by ``c
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import socket
 import sys
@@ -48,13 +49,18 @@ class Spoof(NamedTuple):
     """Why the port, or the address, is not the client's; "" where all that was asked for is so."""
 
 
+def checked_mark(mark: int) -> int:
+    """`mark`, which fits into 32 bits. Raises CommError (EINVAL) or TypeError."""
+    value = operator.index(mark)
+    if not 0 <= value <= 0xFFFFFFFF:
+        raise CommError(errno.EINVAL, f"mark {mark} is outside 0-{0xFFFFFFFF:#x}")
+    return value
+
+
 def set_mark(request: Any, mark: int | None) -> None:
     """Of a structure of the shim's that has one. Raises CommError (EINVAL) or TypeError."""
     if mark is not None:
-        try:
-            request.has_mark, request.mark = 1, mark
-        except OverflowError as why:
-            raise CommError(errno.EINVAL, f"mark {mark} is outside 0-{0xFFFFFFFF:#x}") from why
+        request.has_mark, request.mark = 1, checked_mark(mark)
 
 
 def request_for(

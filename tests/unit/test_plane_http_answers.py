@@ -193,6 +193,31 @@ def test_an_edit_that_would_change_the_framing_is_refused(proxy: Proxy) -> None:
     assert proxy.seen[-1].errno == errno.EINVAL
 
 
+@pytest.mark.parametrize("call", [Request.forward, Request.tunnel])
+@pytest.mark.parametrize("mark", [-1, 1 << 32, "1"])
+def test_a_mark_that_is_none(call: Any, mark: Any) -> None:
+    """Nothing was answered, so that another answer can be."""
+    raised: list[Exception] = []
+
+    def decide(request: Request) -> None:
+        try:
+            call(request, proxy.to, mark=mark)
+        except Exception as why:
+            raised.append(why)
+        request.respond(answer())
+
+    with proxying(decide=each(decide)) as proxy:
+        client = proxy.client()
+        client.send(GET % 1)
+        assert client.response()[1] == b"fine"
+    (why,) = raised
+    if isinstance(mark, str):
+        assert isinstance(why, TypeError)
+    else:
+        assert isinstance(why, CommError)
+        assert (why.errno, why.strerror) == (errno.EINVAL, f"mark {mark} is outside 0-0xffffffff")
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"])
 def test_what_is_no_request_cannot_be_forwarded(sent: bytes) -> None:
     def decide(requests: list[Request]) -> None:

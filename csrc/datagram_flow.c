@@ -87,7 +87,8 @@ static int connect_6(int fd, const struct lc_open *request, const struct lc_addr
     if ((err = bind_to(fd, AF_INET6, &request->address)) < 0)
         return err;
     *step = LC_STEP_CONNECT;
-    if ((err = lc_connect(fd, &nobody)) < 0)
+    /* A host may have no ::1: then the moment stays. */
+    if (lc_connect(fd, &nobody) < 0 && (err = lc_connect(fd, peer)) < 0)
         return err;
     *step = LC_STEP_RIGHT;
     if ((err = lc_engine_allow(request->engine, fd, AF_INET6)) < 0)

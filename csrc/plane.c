@@ -33,7 +33,10 @@ static void tell_time(struct lc_plane *p)
     p->now = p->now_ns / 1000000u;
 }
 
-enum { TURNS = 16 };     /* that news is kept back at most */
+enum {
+    TURNS = 16,             /* that news is kept back at most */
+    FULL = 64               /* that time waits at most, while polls are full */
+};
 
 /* -- commands -------------------------------------------------------------------------------- */
 
@@ -277,7 +280,7 @@ static void *life(void *plane)
 {
     struct lc_plane *p = plane;
     struct relay *r;
-    uint32_t left;
+    uint32_t left, full = 0;
     int n, kept = 0;
 
 #ifdef __linux__
@@ -291,11 +294,15 @@ static void *life(void *plane)
         /* One turn for each that waits now; who has more to do goes to the end of the line. */
         for (left = p->n_ready; left > 0 && p->ready != LC_NONE; left--)
             lc_relay_run(p, lc_slot(p, p->ready));
-        /* Time comes last: what was there in time counts, however late this thread came to it. */
-        while ((r = lc_timer_due(p)) != NULL)
-            lc_relay_timer(p, r);
-        if (p->resume != 0 && p->resume <= p->now)
-            lc_listener_resume(p);
+        /* Time comes last: what was there in time counts, however late this thread came to it, and
+         * what one poll had no room for comes with the next. */
+        full = n == LC_EVENTS ? full + 1 : 0;
+        if (full % FULL == 0) {
+            while ((r = lc_timer_due(p)) != NULL)
+                lc_relay_timer(p, r);
+            if (p->resume != 0 && p->resume <= p->now)
+                lc_listener_resume(p);
+        }
         /* News waits until nothing else is ready, but for a few turns at most: to wake the user for
          * each is to switch threads for each, where both share a core. */
         if (n == 0 || ++kept >= TURNS) {

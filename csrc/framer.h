@@ -24,6 +24,13 @@ enum {
     FIELD_AUTHORIZATION, FIELD_TRAP, FIELD_CREDENTIALS, FIELDS
 };
 #define MARK(field) (1u << (field))
+
+/* Fields for all hops, which Connection may name away. */
+static inline int lc_for_all(int known)
+{
+    return known == FIELD_ANY || known == FIELD_CREDENTIALS;
+}
+
 /* Marks beyond the names: what Connection said, and what the method is. */
 enum {
     SAID_CLOSE = 1 << 16, SAID_KEEP = 1 << 17, SAID_UPGRADE = 1 << 18, SAID_MORE = 1 << 19,

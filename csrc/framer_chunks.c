@@ -91,6 +91,8 @@ static int trailer(struct lc_chunks *c, const struct lc_limits *limits, const ui
         memmove(to, line + value.at, value.size);
         to += value.size;
     }
+    if (size > 0 && c->bare)
+        return LC_HEAD_MORE;
     *to++ = '\r';
     *to++ = '\n';
     *kept = (size_t)(to - out);
@@ -139,6 +141,7 @@ int lc_chunks_walk(struct lc_chunks *c, const struct lc_limits *limits, uint8_t 
                 memmove(bytes + *kept, bytes + at, n);
             *kept += n;
             c->left -= n;
+            c->data += n;
             at += n;
         } else if (c->step == TRAILERS) {
             size_t began = at;

@@ -189,7 +189,7 @@ static uint8_t *put_fields(uint8_t *out, const uint8_t *head, const struct lc_he
         uint32_t next = at + (uint32_t)line + 2;
         int known = lc_field_known(name, size);
         int goes = goes_on(h, edit, known, has_host) && !dropped(edit, name, size)
-            && (known != FIELD_ANY || !is_named(head, &named, name, size));
+            && (!lc_for_all(known) || !is_named(head, &named, name, size));
 
         if (!goes || !is_plain(name, size, line)) {
             out = put(out, head + run, at - run);

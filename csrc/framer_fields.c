@@ -168,7 +168,7 @@ static int judge_connection(struct lc_head *h, const uint8_t *value, size_t size
             h->marks |= SAID_KEEP;
         else if (lc_field_known(name, member.size) == FIELD_UPGRADE)
             h->marks |= SAID_UPGRADE;
-        else if (lc_field_known(name, member.size) == FIELD_ANY)
+        else if (lc_for_all(lc_field_known(name, member.size)))
             h->marks |= SAID_MORE;
     }
     return 0;

@@ -349,6 +349,11 @@ int lc_head_find(const uint8_t *head, const struct lc_head *h, const char *name,
     return n;
 }
 
+int lc_head_names(const struct lc_head *h)
+{
+    return (h->marks & SAID_MORE) != 0;
+}
+
 int lc_head_next(const uint8_t *head, const struct lc_head *h, const char *names, int n,
                  uint32_t *at, struct lc_span *value)
 {

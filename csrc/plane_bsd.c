@@ -18,6 +18,8 @@
 
 #include <sys/types.h>
 #include <sys/event.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/time.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -33,6 +35,21 @@
 #ifndef KEY
 #define KEY(key) ((void *)(uintptr_t)(key))
 #endif
+
+int lc_unsent(int fd)
+{
+    int bytes = 1;
+#if defined(FIONWRITE)
+    (void)ioctl(fd, FIONWRITE, &bytes);
+#elif defined(SO_NWRITE)
+    socklen_t len = sizeof bytes;
+
+    (void)getsockopt(fd, SOL_SOCKET, SO_NWRITE, &bytes, &len);
+#else
+    (void)fd;
+#endif
+    return bytes > 0;
+}
 
 int lc_poll_open(struct lc_plane *p)
 {

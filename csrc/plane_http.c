@@ -27,8 +27,7 @@ static int waits(const struct http *h)
 /* The client waits for 100 (Continue): it is the origin's turn. */
 static int expects(const struct http *h)
 {
-    return (h->head.flags & LC_HEAD_EXPECT) && h->taken == 0 && !(h->is & STREAMED)
-        && h->interim == 0;
+    return (h->head.flags & LC_HEAD_EXPECT) && h->taken == 0 && !(h->is & (STREAMED | CONTINUED));
 }
 
 /* The rest of a request's body is the client's to send. */
@@ -70,6 +69,8 @@ static void expire(struct lc_plane *p, struct relay *r)
         lc_http_ask(p, r, LC_HTTP_REFUSED, 408);
     else if (h->up == UP_CONNECTING)
         lc_http_fail(p, r, LC_HTTP_NO_CONNECT, ETIMEDOUT);
+    else if (h->up == UP_LINGER && p->now < h->since + LC_LINGER && lc_unsent(LC_GET(r->fd[0])))
+        r->last = p->now;
     else if (h->up == UP_LINGER)
         lc_relay_end(p, r, LC_END_EOF, 0, 0);
     else if (h->down == DOWN_BODY)
@@ -156,11 +157,13 @@ void lc_http_ended(struct lc_plane *p, struct relay *r, int d)
     lc_relay_end(p, r, LC_END_RESET, ECONNRESET, d + 1);
 }
 
-/* No more from this client: it gets its last response to the end, even where it is still sending. */
+/* No more from this client: it gets its last response to the end, even where it is still sending, or
+ * sends something before it has all of it. */
 void lc_http_close(struct lc_plane *p, struct relay *r)
 {
     struct http *h = r->http;
-    int quiet = h->up != UP_LOST && h->up != UP_BODY && waits(h) && lc_quiet(r, 0);
+    int quiet = h->up != UP_LOST && h->up != UP_BODY && waits(h) && lc_quiet(r, 0)
+        && !lc_unsent(LC_GET(r->fd[0]));
 
     if (LC_GET(r->fd[1]) >= 0)
         lc_http_keep(p, r);

@@ -54,7 +54,8 @@ enum {
     KEEP_UPGRADE = 128,
     TUNNEL = 256,
     STREAMED = 512,     /* body bytes are gone that nobody can send again */
-    OWN = 1024          /* the response is Python's */
+    OWN = 1024,         /* the response is Python's */
+    CONTINUED = 2048    /* 100 (Continue) has come */
 };
 
 struct buffer {
@@ -99,7 +100,6 @@ struct http {
     struct lc_addr peer, original;
     uint64_t began;                 /* nanoseconds: the head was whole */
     uint64_t count[2];              /* the session's, when the exchange began */
-    uint64_t sent;                  /* bytes of a chunked request body */
     uint64_t since;                 /* milliseconds: this phase */
     uint32_t taken;                 /* bytes of the body in `in`, behind the head, that are sent */
     uint32_t mark;
@@ -130,7 +130,6 @@ struct http_plane {
     uint8_t *log;                   /* exchanges to be fetched */
     size_t log_size, log_room;
     struct alike *alike[LC_ALIKE];
-    uint64_t numbers;               /* given to such bytes */
 
     /* the thread's */
     struct http *asked, *asked_tail;

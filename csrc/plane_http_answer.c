@@ -57,9 +57,9 @@ static int first_bytes(struct lc_plane *p, struct http *h)
     int state;
 
     h->taken = 0;
-    h->sent = 0;
     h->body[0] = (uint8_t)h->head.body;
     memset(&h->chunks[0], 0, sizeof h->chunks[0]);
+    h->chunks[0].bare = (uint32_t)lc_head_names(&h->head);
     if (h->head.body == LC_BODY_LENGTH && size > h->head.length)
         size = (size_t)h->head.length;
     if (h->head.body == LC_BODY_NONE || size == 0)
@@ -78,8 +78,7 @@ static int first_bytes(struct lc_plane *p, struct http *h)
     }
     h->out->size += (uint32_t)kept;
     h->taken = (uint32_t)used;
-    h->sent = kept;
-    return h->head.body == LC_BODY_CHUNKED && kept > h->service->body ? -EFBIG : 0;
+    return h->chunks[0].data > h->service->body ? -EFBIG : 0;
 }
 
 static void forward(struct lc_plane *p, struct relay *r, const struct answer *answer)
@@ -99,7 +98,9 @@ static void forward(struct lc_plane *p, struct relay *r, const struct answer *an
         edit.what |= LC_EDIT_ORIGIN;
     if (a->flags & LC_HTTP_ON_RESPONSE)
         h->is |= ON_RESPONSE;
-    if ((a->flags & LC_HTTP_RETRY) && h->head.body == LC_BODY_NONE
+    if ((a->flags & LC_HTTP_RETRY)
+        && (h->head.body == LC_BODY_NONE
+            || (h->head.body == LC_BODY_LENGTH && h->head.length == 0))
         && (h->head.flags & LC_HEAD_IDEMPOTENT))
         h->is |= RETRY;
     if (h->head.flags & LC_HEAD_OLD)

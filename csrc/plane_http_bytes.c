@@ -180,7 +180,7 @@ static int walk(struct lc_plane *p, struct relay *r, int d, size_t *budget)
         lc_http_broke(p, r, d, !d, err);
         return 0;
     }
-    if (d == 0 && (h->sent += kept) > h->service->body) {
+    if (d == 0 && h->chunks[0].data > h->service->body) {
         lc_http_refuse(p, r, 413);
         return 0;
     }

@@ -41,6 +41,7 @@ static int first_bytes(struct lc_plane *p, struct relay *r, uint8_t *bytes, size
         break;
     case LC_BODY_CHUNKED:
         memset(&h->chunks[1], 0, sizeof h->chunks[1]);
+        h->chunks[1].bare = (uint32_t)lc_head_names(reply);
         if (size == 0)
             break;
         switch (lc_chunks_walk(&h->chunks[1], &h->service->limits, bytes, size, &used, kept)) {
@@ -165,8 +166,11 @@ static int judge(struct lc_plane *p, struct relay *r, uint8_t *bytes, size_t siz
         }
         if (++h->interim > LC_INTERIM)
             break;
+        if (h->reply.code == 100)
+            h->is |= CONTINUED;
         if (!(h->head.flags & LC_HEAD_OLD)) {
-            const struct lc_edit edit = {.start = NULL};
+            const struct lc_edit edit = {.append = h->service->append,
+                                         .append_size = h->service->append_size};
 
             n = lc_edit_room(&h->reply, &edit) > LC_SCRATCH ? -ENOBUFS
                 : lc_head_edit(bytes, &h->reply, &edit, p->http->write, LC_SCRATCH);

@@ -26,6 +26,9 @@ struct alike {
     uint8_t bytes[];
 };
 
+/* The next one. Of the whole process: what Python keeps by them may outlive a plane. */
+static _Atomic uint64_t numbers = 1;
+
 /* Writes up to LC_HTTP_LIKE bytes; `size` counts on. */
 static void put(uint8_t *like, size_t *size, const void *bytes, size_t n)
 {
@@ -93,7 +96,7 @@ static uint64_t number_of(struct http_plane *hp, const uint8_t *bytes, size_t si
     }
     if ((a = malloc(sizeof *a + size)) == NULL)
         return 0;
-    a->number = ++hp->numbers;
+    a->number = atomic_fetch_add(&numbers, 1);
     a->hash = hash;
     a->size = size;
     memcpy(a->bytes, bytes, size);

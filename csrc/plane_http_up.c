@@ -136,6 +136,10 @@ static void read_head(struct lc_plane *p, struct relay *r)
 
     for (;;) {
         b = h->in;
+        /* An empty line, which some clients send behind a body, begins no request (RFC 9112, 2.2). */
+        if (b != NULL && !(h->is & FIRST) && h->head.seen == 0 && b->size - b->at == 2
+            && memcmp(b->bytes + b->at, "\r\n", 2) == 0)
+            b->at = b->size;
         if (b != NULL && b->size - b->at > h->head.seen) {
             if (h->head.seen == 0)
                 h->since = p->now;

@@ -16,9 +16,18 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <linux/sockios.h>
 #include <unistd.h>
 
 enum { PIPE_SIZE = 1 << 20, PIPE_LEAST = 1 << 16, NO_PIPE_FOR = 100 /* ms */ };
+
+int lc_unsent(int fd)
+{
+    int bytes;
+
+    return ioctl(fd, SIOCOUTQ, &bytes) < 0 || bytes > 0;
+}
 
 /* -- epoll ----------------------------------------------------------------------------------- */
 

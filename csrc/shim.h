@@ -464,16 +464,21 @@ int lc_head_find(const uint8_t *head, const struct lc_head *h, const char *name,
 int lc_head_next(const uint8_t *head, const struct lc_head *h, const char *names, int n,
                  uint32_t *at, struct lc_span *value);
 
+/* Connection names fields of its own. They may be trailers, too (RFC 9110, 7.6.1). */
+int lc_head_names(const struct lc_head *h);
+
 /* A chunked body. Zeroed before its first byte. */
 struct lc_chunks {
     uint64_t left;      /* of the chunk's data. Its owner may move up to that many bytes past the
                          * walker, between two calls: it then takes them off here */
     uint64_t size;      /* of the chunk, as far as it has been read */
+    uint64_t data;      /* bytes of it that the walker has seen */
     uint32_t line;      /* bytes of the line so far */
     uint32_t trailers;  /* bytes of them */
     uint32_t fields;
     uint16_t step;
     uint16_t why;       /* LC_BAD_... of a refusal */
+    uint32_t bare;      /* told: without trailers (which RFC 9112, 7.1.2, allows) */
 };
 
 /* Judges what came and rewrites it in place: size lines without extensions and padding, trailers
@@ -505,7 +510,8 @@ struct lc_edit {
 /* Writes a WHOLE head anew, for the next hop: the start line (requests in the version they came in,
  * responses as HTTP/1.1), every field that is for all hops as "Name: value", the body's framing
  * once, as judged, Connection as told. Connection names away what it likes but Host and the
- * framing. A target that has an authority tells Host, too (RFC 9112, 3.2.2).
+ * framing; trailers that it may have named go with lc_chunks.bare. A target that has an authority
+ * tells Host, too (RFC 9112, 3.2.2).
  * What is added is judged by the same judge: -EINVAL, if it is no start line or field, or would
  * change the framing (HEAD for GET, 204 for 200, a Content-Length). Answers the size, or -ENOBUFS:
  * less room than lc_edit_room says. */

@@ -236,6 +236,11 @@ class Request(_Message):
         return self._flag(lib.LC_HEAD_UPGRADE)
 
     @property
+    def keep_alive(self) -> bool:
+        """The client goes on with this connection."""
+        return self._flag(lib.LC_HEAD_KEEP)
+
+    @property
     def connect(self) -> bool:
         return self._flag(lib.LC_HEAD_CONNECT)
 

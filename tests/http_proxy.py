@@ -47,6 +47,7 @@ class FakeRequest:
             self._fields.setdefault(name.lower(), []).append(value.encode())
         self.original, self.peer = original, peer
         self.state, self.length, self.expect = "request", None, False
+        self.keep_alive = version == b"HTTP/1.1"
         self.connect, self.upgrade = method == b"CONNECT", "upgrade" in self._fields
         self.id = id(self)
         self.repeated = False

@@ -41,33 +41,34 @@ class Answers:
         why: str = "",
         *,
         head: bool = False,
-        close: bool = False,
+        connection: str = "",
         error: str = "",
     ) -> bytes:
-        """One of an error. `head`: without its body; `close`: the connection ends with it; `error`:
-        its name, where it is not the usual one of `status`."""
+        """One of an error, or of a request that ends here. `head`: without its body; `connection`:
+        what becomes of it, where that has to be said; `error`: its name, where it is not the usual
+        one of `status`."""
         title = f"{status} {phrase(status)}"
         body = (
             f"<!DOCTYPE html>\n<html lang=en><title>{title}</title>\n"
             f"<h1>{title}</h1>\n<p>{html.escape(why)}\n"
         )
         error = error or _ERRORS.get(status, "http_request_denied")
-        fields = [f"Proxy-Status: {self._pseudonym}; error={error}"]
-        return self.whole(status, body.encode(), fields, head=head, close=close)
+        fields = [f"Proxy-Status: {self._pseudonym}; error={error}"] if status >= 400 else []
+        return self.whole(status, body.encode(), fields, head=head, connection=connection)
 
-    def redirect(self, status: int, url: str, *, head: bool = False, close: bool = False) -> bytes:
-        return self.whole(status, b"", [f"Location: {url}"], head=head, close=close)
+    def redirect(self, status: int, url: str, *, head: bool = False, connection: str = "") -> bytes:
+        return self.whole(status, b"", [f"Location: {url}"], head=head, connection=connection)
 
     def whole(
-        self, status: int, body: bytes, fields: list[str], *, head: bool, close: bool
+        self, status: int, body: bytes, fields: list[str], *, head: bool, connection: str
     ) -> bytes:
         lines = [f"HTTP/1.1 {status} {phrase(status)}", f"Date: {self._now()}", *fields]
         if status not in EMPTY:
             lines.append(f"Content-Length: {len(body)}")
-        if body:
+        if body and status not in EMPTY:
             lines += ["Content-Type: text/html; charset=utf-8", "Cache-Control: no-store"]
-        if close:
-            lines.append("Connection: close")
+        if connection:
+            lines.append(f"Connection: {connection}")
         start = "\r\n".join([*lines, "\r\n"]).encode("latin-1")
         return start if head or status in EMPTY else start + body
 

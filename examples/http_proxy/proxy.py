@@ -324,9 +324,12 @@ class Proxy:
     @staticmethod
     def respond(request: Any, make: Callable[..., bytes], status: int, text: str) -> None:
         """The connection goes on where nothing else of the request is to come."""
-        if request.state in ("request", "failed"):
-            close = request.length not in (None, 0) or request.connect
-            head = request.method == b"HEAD"
-        else:
-            close, head = True, False
-        request.respond(make(status, text, head=head, close=close), close=close)
+        goes_on = (
+            request.state in ("request", "failed")
+            and request.length in (None, 0)
+            and request.keep_alive
+            and not request.connect
+        )
+        says = ("keep-alive" if request.version == b"HTTP/1.0" else "") if goes_on else "close"
+        page = make(status, text, head=request.method == b"HEAD", connection=says)
+        request.respond(page, close=not goes_on)

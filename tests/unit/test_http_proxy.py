@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -444,6 +445,32 @@ def test_what_is_still_to_come_of_a_request_ends_the_connection() -> None:
         request = ask("Host: a b", start="POST / HTTP/1.1", length=length)
         assert request.done[2] == {"close": close}
         assert (b"\r\nConnection: close\r\n" in request.done[1]) is close
+
+
+@pytest.mark.parametrize(
+    ("version", "keeps", "said"),
+    [("1.1", True, None), ("1.1", False, b"close"), ("1.0", True, b"keep-alive")],
+)
+def test_a_page_says_what_becomes_of_the_connection(
+    version: str, keeps: bool, said: bytes | None
+) -> None:
+    request = ask("Host: a b", start=f"GET / HTTP/{version}", keep_alive=keeps)
+    found = re.search(rb"\r\nConnection: (.*)\r\n", request.done[1])
+    assert (found and found[1]) == said
+    assert request.done[2] == {"close": not keeps}
+
+
+def test_a_refused_head_has_no_body() -> None:
+    request = ask("Host: a", start="HEAD / HTTP/1.1", state="refused", status=413, why="")
+    assert request.done[1].startswith(b"HTTP/1.1 413 ")
+    assert request.done[1].endswith(b"\r\n\r\n")
+
+
+def test_a_request_that_ends_at_the_proxy_is_no_error() -> None:
+    page = ask("Max-Forwards: 0", "Host: ", start="OPTIONS * HTTP/1.1").done[1]
+    assert page.startswith(b"HTTP/1.1 204 ")
+    assert b"Proxy-Status" not in page
+    assert b"Content-Type" not in page
 
 
 # -- the resolver --------------------------------------------------------------------------------

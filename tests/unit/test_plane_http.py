@@ -186,7 +186,9 @@ def test_interim_responses_go_along(client: Peer, upstream: Peer) -> None:
     client.send(GET % 1)
     upstream.head()
     upstream.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n")
-    assert client.head().startswith(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n")
+    hints = client.head()
+    assert hints.startswith(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n")
+    assert b"\r\nVia: 1.1 lusca_comm\r\n" in hints
     assert client.head().startswith(b"HTTP/1.1 102 ")
     upstream.send(answer())
     assert client.response()[1] == b"fine"
@@ -210,14 +212,14 @@ def test_an_expectation_streams(client: Peer, upstream: Peer, proxy: Proxy) -> N
 
 def test_whose_turn_it_is_after_an_expectation() -> None:
     """The client's once it was told to go on; until then the origin is late."""
-    for told, status, origins in ((False, 504, 0.4), (True, 408, 60)):
+    for told, status, origins in ((b"", 504, 0.4), (b"103 Hints", 504, 0.4), (b"100 Yes", 408, 60)):
         with proxying(limits=HttpLimits(body_time=0.2, response_time=origins)) as proxy:
             client = proxy.client()
             client.send(POST + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n")
             upstream = proxy.upstream()
             upstream.head()
             if told:
-                upstream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+                upstream.send(b"HTTP/1.1 %s\r\n\r\n" % told)
                 client.head()
             assert client.head().startswith(b"HTTP/1.1 %d " % status)
 
@@ -279,6 +281,34 @@ def test_a_half_closed_client_gets_its_response(client: Peer, upstream: Peer) ->
     upstream.send(answer())
     assert client.response()[1] == b"fine"
     assert client.ended()
+
+
+@pytest.mark.parametrize("late", [b"\r\n", GET % 2])
+def test_what_comes_behind_the_last_request_costs_nothing_of_its_response(
+    proxy: Proxy, client: Peer, upstream: Peer, late: bytes
+) -> None:
+    """Closed at once, the connection would be reset by it, and what was not read would be lost."""
+    size = 1_000_000
+    client.send(GET % 1)
+    upstream.head()
+    upstream.send(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(size))
+    upstream.close()
+    wait_for(lambda: len(proxy.exchanges) == 2)  # all of it is the kernel's
+    client.send(late)
+    client.head()
+    assert len(client.all()) == size
+    client.close()
+    wait_for(lambda: proxy.live == 0)
+
+
+def test_what_connection_names_is_no_trailer_either(client: Peer, upstream: Peer) -> None:
+    body = b"Connection: X-A\r\n" + CHUNKED + b"\r\n1\r\nx\r\n0\r\nX-A: 1\r\nX-B: 2\r\n\r\n"
+    client.send(POST + body)
+    upstream.head()
+    assert upstream.until(b"0\r\n\r\n") == b"1\r\nx\r\n0\r\n\r\n"
+    upstream.send(b"HTTP/1.1 200 OK\r\n" + body)
+    client.head()
+    assert client.until(b"0\r\n\r\n") == b"1\r\nx\r\n0\r\n\r\n"
 
 
 def test_a_slow_reader_stops_the_origin(client: Peer, upstream: Peer) -> None:

@@ -304,6 +304,16 @@ def test_a_client_that_sends_all_of_it_first_still_reads_the_answer(
     assert client.ended()
 
 
+def test_the_lines_of_chunks_are_no_part_of_a_body(small: tuple[Proxy, Peer]) -> None:
+    proxy, client = small
+    client.send(POST + CHUNKED + b"\r\n" + b"1\r\nx\r\n" * 90 + b"0\r\n\r\n")
+    upstream = proxy.upstream()
+    upstream.head()
+    assert upstream.until(b"0\r\n\r\n").count(b"x") == 90
+    upstream.send(answer())
+    assert client.response()[1] == b"fine"
+
+
 def test_a_body_that_becomes_too_large(small: tuple[Proxy, Peer]) -> None:
     proxy, client = small
     client.send(POST + CHUNKED + b"\r\n")
@@ -340,6 +350,18 @@ def test_between_requests_the_end_is_silent(hasty: tuple[Proxy, Peer]) -> None:
     client.response()
     assert client.ended()
     assert len(proxy.seen) == 1
+
+
+@short("idle_time")
+def test_an_empty_line_begins_no_request(hasty: tuple[Proxy, Peer]) -> None:
+    proxy, client = hasty
+    client.send(POST + b"Content-Length: 1\r\n\r\nx\r\n")
+    upstream = proxy.upstream()
+    upstream.head()
+    upstream.send(answer())
+    client.response()
+    assert client.ended()
+    assert [r.state for r in proxy.seen] == ["request"]
 
 
 @short("body_time")

@@ -155,6 +155,18 @@ def test_a_used_upstream_that_dies_is_replaced_once(proxy: Proxy, how: str) -> N
     assert [r.state for r in proxy.seen] == ["request", "request", "failed"]
 
 
+def test_no_bytes_are_no_body(proxy: Proxy) -> None:
+    client = proxy.client()
+    upstream = proxy.exchange(client)
+    client.send(b"DELETE / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+    upstream.head()
+    upstream.close()
+    fresh = proxy.upstream()
+    assert fresh.head().startswith(b"DELETE ")
+    fresh.send(answer())
+    assert client.response()[1] == b"fine"
+
+
 def test_a_new_upstream_that_dies_is_not_replaced(proxy: Proxy) -> None:
     client = proxy.client()
     client.send(GET % 1)

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +14,7 @@ from .. import spoof
 from ..address import Address, spell
 from ..constants import COMM_INTERCEPT, COMM_REUSEADDR, COMM_REUSEPORT, COMM_TPROXY_LCL
 from ..datagram_flows import Flows
-from ..datagram_io import BATCH, DatagramIO, Taken, check_datagrams, tell_original
+from ..datagram_io import BATCH, DatagramIO, check_datagrams, tell_original
 from ..engines import row_of
 from ..errors import CommError
 from ..reactor.reactor import default_poller
@@ -86,10 +86,11 @@ class _Listener:
     # -- receiving -----------------------------------------------------------------------------
 
     def _on_listener(self) -> None:
+        self._meet(self._of_listener())
+
+    def _of_listener(self) -> Iterator[InterceptedDatagram]:
         io, fd = self.server._io, self.sock.fileno()
         for taken in io.take_many([fd], BATCH):
-            if self.server._closed:
-                return
             if taken.error:  # an ICMP message, or no memory: nothing of a datagram's
                 continue
             try:
@@ -97,33 +98,34 @@ class _Listener:
             except CommError as why:
                 self.server._tell("where a datagram was going", why)
                 continue
-            peer = io.address(taken.peer)
-            self._came(InterceptedDatagram(self, taken.data, peer, where, arrived))
-        self.flush()
+            yield InterceptedDatagram(self, taken.data, io.address(taken.peer), where, arrived)
 
     def _on_flows(self) -> None:
         fds = self.flows.ready()
         for i in range(0, len(fds), BATCH):
-            some = [fd for fd in fds[i : i + BATCH] if self.flows.has(fd)]
-            for taken in self.server._io.take_many(some, BATCH):
-                self._of_flow(taken)
-        self.flush()
+            self._meet(self._of_flows([fd for fd in fds[i : i + BATCH] if self.flows.has(fd)]))
 
-    def _of_flow(self, taken: Taken) -> None:
-        if self.server._closed or not self.flows.has(taken.fd):
-            return
-        if taken.error:
-            self.flows.failed(taken.fd)
-            return
-        got = self.flows.came(taken.fd, taken.data, taken.peer)
-        self._came(InterceptedDatagram(self, got.data, got.peer, got.original, None))
+    def _of_flows(self, fds: list[int]) -> Iterator[InterceptedDatagram]:
+        for taken in self.server._io.take_many(fds, BATCH):
+            if taken.error:
+                self.flows.failed(taken.fd)
+                continue
+            got = self.flows.came(taken.fd, taken.data, taken.peer)
+            yield InterceptedDatagram(self, got.data, got.peer, got.original, None)
 
-    def _came(self, datagram: InterceptedDatagram) -> None:
+    def _meet(self, batch: Iterable[InterceptedDatagram]) -> None:
+        # All are made before one is answered: a flow may have to go for the answer, and its
+        # descriptor be the new one's.
+        datagrams = list(batch)
         self._flushing = True
         try:
-            self.server._meet(datagram)
+            for datagram in datagrams:
+                if self.server._closed:
+                    break
+                self.server._meet(datagram)
         finally:
             self._flushing = False
+        self.flush()
 
     # -- answering -----------------------------------------------------------------------------
 

@@ -183,11 +183,11 @@ class Bench:
         for client in self.clients:
             client.close()
 
-    def client(self) -> socket.socket:
+    def client(self, to: str = "127.1.1.1") -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
         sock.bind(("127.0.0.1", 0))
-        sock.connect(("127.1.1.1", self.port))
+        sock.connect((to, self.port))
         self.clients.append(sock)
         return sock
 

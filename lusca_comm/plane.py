@@ -7,6 +7,7 @@ plane.run_completions)``) and plain threads alike.
 
 from __future__ import annotations
 
+import errno
 import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,9 @@ class Plane:
     Every method may be called from any thread. A forked child has to make its own.
     """
 
+    _over = False  # it is being collected
+    _free = staticmethod(lib.lc_plane_free)  # globals may be gone as the interpreter ends
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._plane: Any = None
@@ -48,9 +52,11 @@ class Plane:
         if self._plane is None:
             with self._lock:
                 if self._plane is None:
+                    if self._over:
+                        check(-errno.ESRCH)
                     out = ffi.new("struct lc_plane **")
                     check(lib.lc_plane_open(out), "no thread for the data plane")
-                    self._plane = ffi.gc(out[0], lib.lc_plane_free)
+                    self._plane = out[0]
         return self._plane
 
     @property
@@ -338,4 +344,10 @@ class Plane:
         """:meth:`stop`, and the descriptors are given back: what was not fetched is forgotten."""
         plane, self._plane = self._plane, None
         if plane is not None:
-            ffi.release(plane)
+            self._free(plane)
+
+    def __del__(self) -> None:
+        # In a cycle that is collected others may still call it: what it frees they must not find,
+        # and no thread may begin again. ffi.gc frees under a pointer that is still there.
+        self._over = True
+        self.close()

@@ -241,7 +241,8 @@ class LoopPlane:
             answers = ffi.new("struct lc_answer[]", len(handed))
             for answer, question in zip(answers, handed, strict=True):
                 answer.id, answer.action = question, lib.LC_HAND_OVER
-            check(lib.lc_plane_answer(self.plane._open(), answers, len(handed)))
+            with contextlib.suppress(CommError):  # it was stopped, and its questions with it
+                check(lib.lc_plane_answer(self.plane._open(), answers, len(handed)))
         try:
             if batch:
                 self.plane.submit(self._pairs, batch)
@@ -251,7 +252,7 @@ class LoopPlane:
         try:
             if answered:
                 self.plane.answer(self._answers, answered)
-        except CommError as why:  # it was stopped, and its questions with it
+        except CommError as why:
             for relay, how in zip(answered, self._hows, strict=False):
                 self._refused(relay, -1, how, why)
         self._holds.clear()

@@ -7,6 +7,7 @@ import errno
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -125,7 +126,7 @@ class _Listener:
                 self.server._meet(datagram)
         finally:
             self._flushing = False
-        self.flush()
+            self.flush()
 
     # -- answering -----------------------------------------------------------------------------
 
@@ -282,20 +283,25 @@ class InterceptDatagrams:
         self.received += 1
         try:
             coming = self._handler(datagram)
-        except Exception as why:
-            self._tell(f"exception in the handler of {datagram!r}", why)
+            if coming is None:
+                return
+            task = asyncio.ensure_future(coming, loop=self._loop)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as why:  # as loops do with callbacks; CancelledError is one
+            self._failed(datagram, why)
             return
-        if coming is None:
-            return
-        task = asyncio.ensure_future(coming, loop=self._loop)
         self._tasks.add(task)
-        task.add_done_callback(self._handled)
+        task.add_done_callback(partial(self._handled, datagram))
 
-    def _handled(self, task: asyncio.Future[Any]) -> None:
+    def _handled(self, datagram: InterceptedDatagram, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (why := task.exception()) is not None:
-            self._tell("exception in the handler of a datagram", why)
+            self._failed(datagram, why)
         self._finish()
+
+    def _failed(self, datagram: InterceptedDatagram, why: BaseException) -> None:
+        self._tell(f"exception in the handler of {datagram!r}", why)
 
     def _tell(self, message: str, why: BaseException) -> None:
         self._loop.call_exception_handler({"message": message, "exception": why})

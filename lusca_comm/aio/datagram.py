@@ -51,10 +51,12 @@ class InterceptedDatagram:
     def reply(self, data: Any) -> None:
         """Answers from where the datagram was going, at the latest at the end of the loop's turn.
         A plain call, as often as there are answers. What the kernel does not take is lost, as
-        datagrams are, and counted (:attr:`InterceptDatagrams.lost`).
+        datagrams are, and counted (:attr:`InterceptDatagrams.lost`): where its buffer is full, or
+        the answer too long (EMSGSIZE).
 
-        :raises CommError: EADDRINUSE, EPERM: there is no socket for the answer; EBADF: the server
-            has ended.
+        :raises CommError: EADDRINUSE, EACCES, EPERM, EMFILE, ENETUNREACH, ...: there is no socket
+            for the answer; EBADF: the server has ended.
+        :raises TypeError: `data` is no buffer.
         """
         self._listener.reply(self, data)
 
@@ -133,19 +135,17 @@ class _Listener:
     def reply(self, datagram: InterceptedDatagram, data: Any) -> None:
         if not self._open:
             raise CommError(errno.EBADF, "the server has ended: nothing answers for it any more")
+        # It may be sent later: what the handler does with its buffer then, or what is none, is no
+        # business of the other answers.
+        kept = data if isinstance(data, bytes) else bytes(memoryview(data))
         server = self.server
         if datagram.original is None or datagram._arrived is not None:
             try:
-                server._io.send(self.sock.fileno(), datagram.peer, data, datagram._arrived)
+                server._io.send(self.sock.fileno(), datagram.peer, kept, datagram._arrived)
                 server._sent += 1
-            except CommError as why:
-                if why.errno not in (errno.EAGAIN, errno.ENOBUFS):
-                    raise
+            except CommError:
                 server._lost += 1
             return
-        # It is sent later: what the handler does with its buffer then, or what is none, is no
-        # business of the other answers.
-        kept = data if isinstance(data, bytes) else bytes(memoryview(data))
         self.flows.post(datagram.peer, datagram.original, kept)
         if not self._flushing:
             self._flushing = True

@@ -21,14 +21,14 @@ extern const uint8_t lc_class[256];
 enum {
     FIELD_ANY, FIELD_HOST, FIELD_CONNECTION, FIELD_LENGTH, FIELD_CODING, FIELD_EXPECT,
     FIELD_UPGRADE, FIELD_KEEP_ALIVE, FIELD_PROXY_CONNECTION, FIELD_TE, FIELD_AUTHENTICATE,
-    FIELD_AUTHORIZATION, FIELD_TRAP, FIELD_CREDENTIALS, FIELDS
+    FIELD_AUTHORIZATION, FIELD_TRAP, FIELD_CREDENTIALS, FIELD_DATE, FIELDS
 };
 #define MARK(field) (1u << (field))
 
 /* Fields for all hops, which Connection may name away. */
 static inline int lc_for_all(int known)
 {
-    return known == FIELD_ANY || known == FIELD_CREDENTIALS;
+    return known == FIELD_ANY || known == FIELD_CREDENTIALS || known == FIELD_DATE;
 }
 
 /* Marks beyond the names: what Connection said, and what the method is. */

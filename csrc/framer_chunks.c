@@ -74,13 +74,14 @@ static int trailer(struct lc_chunks *c, const struct lc_limits *limits, const ui
     struct lc_span value = {0, 0};
     uint8_t *to = out + *kept;
     size_t name = 0;
-    int why = 0;
+    int why = 0, known;
 
     if (size > 0) {
         if (++c->fields > limits->fields)
             return refuse(c, LC_BAD_FIELDS);
         why = lc_field_split(line, size, &name, &value);
-        if (why == 0 && lc_field_known(line, name) != FIELD_ANY)
+        known = lc_field_known(line, name);
+        if (why == 0 && known != FIELD_ANY && known != FIELD_DATE)
             why = LC_BAD_TRAILER;
         if (why != 0)
             return refuse(c, why);

@@ -66,7 +66,7 @@ static int host_dropped(const struct lc_edit *edit)
     return dropped(edit, (const uint8_t *)"host", 4);
 }
 
-/* `start`: the start line in the place of h's, or h. */
+/* The marks of what is appended, or -EINVAL. `start`: the start line in the place of h's, or h. */
 static int appended(const struct lc_head *h, const struct lc_head *start,
                     const struct lc_edit *edit)
 {
@@ -80,15 +80,15 @@ static int appended(const struct lc_head *h, const struct lc_head *start,
             || a.size != edit->append_size || a.marks & OURS))
         return -EINVAL;
     if (h->code > 0)
-        return 0;
+        return (int)a.marks;
     hosts = (a.marks & MARK(FIELD_HOST)) != 0;
     if ((h->marks & MARK(FIELD_HOST) || h->authority.size + start->authority.size > 0)
         && !host_dropped(edit))
         hosts++;
-    return hosts > 1 || (hosts == 0 && h->minor > 0) ? -EINVAL : 0;
+    return hosts > 1 || (hosts == 0 && h->minor > 0) ? -EINVAL : (int)a.marks;
 }
 
-/* Judges what is added; *start: the start line in the place of h's, if there is one. */
+/* Judges what is added: its marks, or -EINVAL; *start: the start line in the place of h's, if there is one. */
 static int check(const struct lc_head *h, const struct lc_edit *edit, struct lc_head *start)
 {
     if (h->state != LC_HEAD_WHOLE || (edit->start != NULL && start_line(h, edit, start) < 0))
@@ -100,13 +100,13 @@ int lc_edit_check(const struct lc_head *h, const struct lc_edit *edit)
 {
     struct lc_head start;
 
-    return check(h, edit, &start);
+    return check(h, edit, &start) < 0 ? -EINVAL : 0;
 }
 
 size_t lc_edit_room(const struct lc_head *h, const struct lc_edit *edit)
 {
     return (size_t)h->size + h->authority.size + h->fields + edit->start_size + edit->append_size
-        + 192;
+        + (edit->date != NULL ? strlen(edit->date) : 0) + 192;
 }
 
 /* What Connection named. */
@@ -275,9 +275,9 @@ int lc_head_edit(const uint8_t *head, const struct lc_head *h, const struct lc_e
     const uint8_t *begin = out, *from = head;
     struct lc_head start;
     const struct lc_head *s = h;
-    int has_host;
+    int has_host, marks = check(h, edit, &start);
 
-    if (check(h, edit, &start) < 0)
+    if (marks < 0)
         return -EINVAL;
     if (room < lc_edit_room(h, edit))
         return -ENOBUFS;
@@ -303,6 +303,8 @@ int lc_head_edit(const uint8_t *head, const struct lc_head *h, const struct lc_e
     out = put_fields(out, head, h, edit, has_host);
     out = put_framing(out, h);
     out = put(out, edit->append, edit->append_size);
+    if (edit->date != NULL && !((h->marks | (uint32_t)marks) & MARK(FIELD_DATE)))
+        out = put(out, edit->date, strlen(edit->date));
     out = put_connection(out, h, edit);
     out = PUT("\r\n");
     return (int)(out - begin);

@@ -28,7 +28,7 @@ int lc_field_known(const uint8_t *name, size_t size)
     case 2:
         return IS("te") ? FIELD_TE : FIELD_ANY;
     case 4:
-        return IS("host") ? FIELD_HOST : FIELD_ANY;
+        return IS("host") ? FIELD_HOST : IS("date") ? FIELD_DATE : FIELD_ANY;
     case 6:
         return IS("expect") ? FIELD_EXPECT : FIELD_ANY;
     case 7:

@@ -137,6 +137,8 @@ struct http_plane {
     size_t news_size, news_room;
     struct buffer *spare;
     uint32_t spares;
+    int64_t dated;                  /* seconds since 1970: */
+    char date[96];                  /* a field line */
     uint8_t *read, *write;          /* scratch, LC_SCRATCH bytes each */
     uint32_t bucket[LC_BUCKETS];
     uint32_t oldest, newest, pooled;

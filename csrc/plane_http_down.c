@@ -1,7 +1,9 @@
 /* A response on its way back. */
 #include "plane_http.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 /* Nothing came of the response, or not the whole head. A connection that has served before may have
  * been closed before the request arrived: what can be sent twice is, once, on a fresh one. */
@@ -68,6 +70,23 @@ static int switches(const struct http *h)
         || ((h->head.flags & LC_HEAD_CONNECT) && h->reply.code / 100 == 2);
 }
 
+/* For a response that has none (RFC 9110, 6.6.1). strftime would speak the locale's language. */
+static const char *date(struct http_plane *hp)
+{
+    static const char day[] = "SunMonTueWedThuFriSat";
+    static const char month[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    time_t now = time(NULL);
+    struct tm tm;
+
+    if (now != hp->dated && gmtime_r(&now, &tm) != NULL) {
+        hp->dated = now;
+        (void)snprintf(hp->date, sizeof hp->date, "Date: %.3s, %02d %.3s %d %02d:%02d:%02d GMT\r\n",
+                       day + 3 * tm.tm_wday, tm.tm_mday, month + 3 * tm.tm_mon,
+                       1900 + tm.tm_year, tm.tm_hour, tm.tm_min, tm.tm_sec);
+    }
+    return hp->date;
+}
+
 /* A whole head and what came with it. */
 void lc_http_reply(struct lc_plane *p, struct relay *r, uint8_t *bytes, size_t size,
                    const struct lc_edit *told)
@@ -82,6 +101,7 @@ void lc_http_reply(struct lc_plane *p, struct relay *r, uint8_t *bytes, size_t s
 
     if (told != NULL)
         edit = *told;
+    edit.date = date(p->http);
     h->body[1] = (uint8_t)reply->body;
     if (switches(h))
         edit.what |= LC_EDIT_UPGRADE;

@@ -504,6 +504,7 @@ struct lc_edit {
     size_t drop_size;
     const uint8_t *append;      /* field lines, CRLFs included */
     size_t append_size;
+    const char *date;           /* a line for a head without Date, its CRLF included; NULL: none */
     unsigned what;              /* LC_EDIT_... */
 };
 

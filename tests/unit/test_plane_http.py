@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import select
 import threading
+import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 
 import pytest
 from http_sessions import GET, Peer, Proxy, answer, proxying, wait_for
@@ -299,6 +302,19 @@ def test_what_comes_behind_the_last_request_costs_nothing_of_its_response(
     assert len(client.all()) == size
     client.close()
     wait_for(lambda: proxy.live == 0)
+
+
+def test_a_response_without_a_date_gets_one(client: Peer, upstream: Peer) -> None:
+    client.send(GET % 1)
+    upstream.head()
+    began = int(time.time())
+    upstream.send(answer())
+    (date,) = re.findall(rb"\r\nDate: (.*)\r\n", client.response()[0])
+    assert began <= parsedate_to_datetime(str(date, "ascii")).timestamp() <= time.time()
+    client.send(GET % 2)
+    upstream.head()
+    upstream.send(b"HTTP/1.1 204 No\r\ndate: once\r\n\r\n")
+    assert re.findall(rb"(?i)\r\nDate: (.*)\r\n", client.head()) == [b"once"]
 
 
 def test_what_connection_names_is_no_trailer_either(client: Peer, upstream: Peer) -> None:

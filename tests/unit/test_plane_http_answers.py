@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -379,16 +380,31 @@ def test_a_response_is_asked_about() -> None:
         upstream = proxy.upstream()
         for i in (1, 2):
             upstream.head()
-            upstream.send(b"HTTP/1.1 404 No\r\nServer: x\r\nContent-Length: 4\r\n\r\nb")
+            upstream.send(b"HTTP/1.1 404 No\r\nServer: x\r\nDate: y\r\nContent-Length: 4\r\n\r\nb")
             wait_for(lambda i=i: len(seen) == i)
             upstream.send(b"ody")
             head, body = client.response()
             assert (head, body) == (
-                b"HTTP/1.1 404 No\r\nContent-Length: 4\r\nVia: 1.1 lusca_comm\r\nX-Seen: 1\r\n\r\n",
+                b"HTTP/1.1 404 No\r\nDate: y\r\nContent-Length: 4\r\n"
+                b"Via: 1.1 lusca_comm\r\nX-Seen: 1\r\n\r\n",
                 b"body",
             )
         assert (seen[0].status, seen[0].field("server"), seen[0].length) == (404, b"x", 4)
         assert seen[0].id == proxy.seen[0].id
+
+
+def test_a_date_that_python_adds_is_the_only_one() -> None:
+    def decide(responses: list[Response]) -> None:
+        for response in responses:
+            response.forward(append=b"Date: x\r\n")
+
+    for proxy in with_responses(decide):
+        client = proxy.client()
+        client.send(GET % 1)
+        upstream = proxy.upstream()
+        upstream.head()
+        upstream.send(answer())
+        assert re.findall(rb"Date: (.*)\r\n", client.response()[0]) == [b"x"]
 
 
 def test_a_response_is_replaced() -> None:

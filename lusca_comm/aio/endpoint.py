@@ -16,7 +16,7 @@ from ..errors import CommError
 from .planes import reset
 from .sides import TransportSide, check_transport
 from .streams import Streams, abort
-from .waiting import readable
+from .waiting import Readable
 
 __all__ = ["Endpoint"]
 
@@ -40,6 +40,7 @@ class Endpoint:
     _streams: Streams | None = None
     _side: TransportSide
     _unread = b""  # read, and given back by a relay
+    _peeking: Readable | None = None
     _trail = 0
     _gone = ""  # why there is no socket any more
 
@@ -84,30 +85,29 @@ class Endpoint:
         kernel's buffer; b"" is the end. A time limit: ``asyncio.wait_for(conn.peek(5), 0.3)``;
         nothing is lost by it.
 
-        :raises CommError: EBUSY after the reader or the writer was used; what broke the connection.
+        :raises CommError: EBUSY once the reader or the writer is used, and while another peek
+            waits; EBADF it is closed, also while this waits; what broke the connection.
         """
-        if self._streams is not None:
-            raise CommError(errno.EBUSY, "peek comes before the reader and the writer are used")
         if n < 1:
             raise CommError(errno.EINVAL, f"peek at {n} bytes")
-        least, woken = min(least, n), False
+        if self._peeking is not None:
+            raise CommError(errno.EBUSY, "another peek is waiting")
+        least, enough = max(1, min(least, n)), False
         while True:
-            sock = self._socket()
-            got = _look(sock, self._unread, n)
-            if got is not None and (woken or len(got) >= least):
+            if self._streams is not None:
+                raise CommError(errno.EBUSY, "peek comes before the reader and the writer are used")
+            sock, before = self._socket(), self._unread
+            got = _look(sock, before, n)
+            if got is None and len(before) >= least:
+                return before
+            if got is not None and (enough or len(got) >= least):
                 return got
             # The kernel counts: it is readable once so many are there, or no more will come.
-            await self._readable(sock, least - min(n, len(self._unread)))
-            woken = True
-
-    async def _readable(self, sock: socket.socket, least: int) -> None:
-        if least > 1:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
-        try:
-            await readable(self._loop, sock.fileno())
-        finally:
-            if least > 1 and sock.fileno() >= 0:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            self._peeking = Readable(self._loop, sock, least - len(before))
+            try:
+                enough = await self._peeking.wait()
+            finally:
+                self._peeking = None
 
     async def close(self) -> None:
         """The orderly end: what was written is sent, then the end of the stream. Where the peer
@@ -156,8 +156,8 @@ class Endpoint:
             raise CommError(errno.EBUSY, "its reader and writer are in use")
         if self._unread:
             raise CommError(errno.EBUSY, "bytes of it were read already: use its reader")
-        sock = self._socket()
-        self._sock, self._gone = None, "it was detached"
+        sock = self._given_up()
+        self._gone = "it was detached"
         self._forget_trail()
         return sock
 
@@ -185,21 +185,27 @@ class Endpoint:
     def _descriptor(self) -> int:
         return self._socket().fileno()
 
+    def _given_up(self) -> socket.socket:
+        """The socket, for somebody else or its end: nobody waits for it any more."""
+        sock, self._sock = self._socket(), None
+        if self._peeking is not None:
+            self._peeking.end()
+        return sock
+
     def _opened(self) -> Streams:
         if self._streams is None:
-            sock, first = self._socket(), self._unread
-            self._sock, self._unread = None, b""
+            sock, first = self._given_up(), self._unread
+            self._unread = b""
             self._streams = Streams(self._loop, sock, first, self._limit, self._accepted)
         return self._streams
 
     def _shut(self) -> None:
-        self._socket().close()
-        self._sock, self._gone = None, _CLOSED
+        self._given_up().close()
+        self._gone = _CLOSED
         self._forget_trail()
 
     def _abort(self) -> None:
-        reset(self._socket().detach())
-        self._sock = None
+        reset(self._given_up().detach())
 
     def _forget_trail(self) -> None:
         if self._trail:
@@ -230,8 +236,8 @@ class Endpoint:
             self._streams = None
             del self._side
         else:
-            given = self._socket().detach()
-        self._sock, self._gone, self._unread = None, RELAYED, b""
+            given = self._given_up().detach()
+        self._gone, self._unread = RELAYED, b""
         return given
 
     def _give_trail(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 
-__all__ = ["readable", "writable"]
+__all__ = ["Readable", "writable"]
 
 
 def _set(future: asyncio.Future[bool], value: bool) -> None:
@@ -25,10 +27,37 @@ async def writable(loop: asyncio.AbstractEventLoop, fd: int, due: float | None) 
             timer.cancel()
 
 
-async def readable(loop: asyncio.AbstractEventLoop, fd: int) -> None:
-    future: asyncio.Future[bool] = loop.create_future()
-    loop.add_reader(fd, _set, future, True)
-    try:
-        await future
-    finally:
-        loop.remove_reader(fd)
+class Readable:
+    """A socket that is waited for; only one at a time can wait for it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, least: int) -> None:
+        """:param least: bytes that make it readable. Its end does, too."""
+        self._loop = loop
+        self._sock: socket.socket | None = sock
+        self._fd = sock.fileno()
+        self._least = least
+        self._future: asyncio.Future[bool] = loop.create_future()
+        if least > 1:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+        loop.add_reader(self._fd, _set, self._future, True)
+
+    async def wait(self) -> bool:
+        """False: :meth:`end` was called."""
+        try:
+            return await self._future
+        finally:
+            self._leave()
+
+    def end(self) -> None:
+        """Comes before its descriptor goes, which can be another socket's at once."""
+        self._leave()
+        _set(self._future, False)
+
+    def _leave(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._loop.remove_reader(self._fd)
+        if self._least > 1:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)

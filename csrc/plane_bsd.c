@@ -22,6 +22,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -38,7 +39,7 @@
 
 int lc_unsent(int fd)
 {
-    int bytes = 1;
+    int bytes = INT_MAX;
 #if defined(FIONWRITE)
     (void)ioctl(fd, FIONWRITE, &bytes);
 #elif defined(SO_NWRITE)
@@ -48,7 +49,7 @@ int lc_unsent(int fd)
 #else
     (void)fd;
 #endif
-    return bytes > 0;
+    return bytes;
 }
 
 int lc_poll_open(struct lc_plane *p)

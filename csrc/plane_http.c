@@ -74,7 +74,7 @@ static void expire(struct lc_plane *p, struct relay *r)
     else if (h->up == UP_LINGER)
         lc_relay_end(p, r, LC_END_EOF, 0, 0);
     else if (h->down == DOWN_BODY)
-        lc_relay_end(p, r, LC_END_IDLE, ETIMEDOUT, 0);
+        lc_http_cut(p, r, LC_END_IDLE, ETIMEDOUT, 0);
     else if (client_owes(h) && r->hold[0] == NULL)
         lc_http_refuse(p, r, 408);      /* the client sends nothing of its body */
     else
@@ -140,7 +140,7 @@ void lc_http_broke(struct lc_plane *p, struct relay *r, int d, int side, int err
     } else {
         int reset = err == ECONNRESET || err == EPIPE || err == ECONNABORTED;
 
-        lc_relay_end(p, r, reset ? LC_END_RESET : LC_END_ERROR, err, side + 1);
+        lc_http_cut(p, r, reset ? LC_END_RESET : LC_END_ERROR, err, side + 1);
     }
 }
 
@@ -154,7 +154,7 @@ void lc_http_ended(struct lc_plane *p, struct relay *r, int d)
         r->limit[1] = LC_GET(r->count[1]);
         return;
     }
-    lc_relay_end(p, r, LC_END_RESET, ECONNRESET, d + 1);
+    lc_http_cut(p, r, LC_END_RESET, ECONNRESET, d + 1);
 }
 
 /* No more from this client: it gets its last response to the end, even where it is still sending, or
@@ -178,6 +178,26 @@ void lc_http_close(struct lc_plane *p, struct relay *r)
     h->since = r->last = p->now;
     lc_http_aim(p, r, p->now + LC_LINGER_QUIET);
     lc_ready(p, r);
+}
+
+/* An exchange that breaks off. A reset says so, and takes along what the client has not had of the
+ * responses before it: where there is such, the connection ends in order, and the framing says that
+ * the last response is a part. */
+void lc_http_cut(struct lc_plane *p, struct relay *r, int what, int err, int side)
+{
+    struct http *h = r->http;
+    uint64_t sent = LC_GET(r->count[1]) - h->count[1];
+    int until_close = h->down == DOWN_BODY && h->reply.body == LC_BODY_CLOSE;
+
+    if (until_close || (uint64_t)lc_unsent(LC_GET(r->fd[0])) <= sent) {
+        lc_relay_end(p, r, what, err, side);
+        return;
+    }
+    lc_hold_drop(p, r, 1);
+    lc_http_log(p, r, what);
+    lc_http_drop(p, r);
+    h->up = UP_LOST;
+    lc_http_close(p, r);
 }
 
 /* -- exchanges ------------------------------------------------------------------------------- */

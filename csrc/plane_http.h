@@ -149,6 +149,7 @@ enum { LC_SCRATCH = LC_HEAD_MOST + 2 * LC_COPY };
 /* plane_http.c */
 void lc_http_aim(struct lc_plane *p, struct relay *r, uint64_t due);
 void lc_http_close(struct lc_plane *p, struct relay *r);
+void lc_http_cut(struct lc_plane *p, struct relay *r, int what, int err, int side);
 
 /* plane_http_user.c */
 struct relay *lc_http_make(struct lc_plane *p, uint32_t service, int fd, const struct lc_addr *peer,

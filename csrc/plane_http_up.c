@@ -51,7 +51,7 @@ void lc_http_fail(struct lc_plane *p, struct relay *r, int failed, int err)
     lc_http_drop(p, r);
     LC_ADD(p->failed, 1);
     if (h->down >= DOWN_ASKED) {
-        lc_relay_end(p, r, LC_END_ERROR, err, 2);
+        lc_http_cut(p, r, LC_END_ERROR, err, 2);
         return;
     }
     h->down = DOWN_NONE;
@@ -66,7 +66,7 @@ void lc_http_refuse(struct lc_plane *p, struct relay *r, int status)
     if (LC_GET(r->fd[1]) >= 0 && r->http->down != DOWN_NONE)
         lc_http_drop(p, r);
     if (r->http->down >= DOWN_ASKED) {
-        lc_relay_end(p, r, LC_END_ERROR, ETIMEDOUT, 1);
+        lc_http_cut(p, r, LC_END_ERROR, ETIMEDOUT, 1);
         return;
     }
     r->http->down = DOWN_NONE;

@@ -13,6 +13,7 @@
 #include "plane.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -26,7 +27,7 @@ int lc_unsent(int fd)
 {
     int bytes;
 
-    return ioctl(fd, SIOCOUTQ, &bytes) < 0 || bytes > 0;
+    return ioctl(fd, SIOCOUTQ, &bytes) < 0 ? INT_MAX : bytes;
 }
 
 /* -- epoll ----------------------------------------------------------------------------------- */

@@ -4,6 +4,7 @@ and nothing else."""
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -106,6 +107,30 @@ def test_garbage_of_the_origin_reaches_nobody(proxy: Proxy, client: Peer, garbag
     upstream.send(garbage)
     assert client.response()[0].startswith(b"HTTP/1.1 502 ")
     assert failure(proxy)[::2] == ("response", errno.EPROTO)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_exchange_that_breaks_off_costs_nothing_of_the_response_before_it(
+    proxy: Proxy, client: Peer, method: str
+) -> None:
+    """The origin goes within its second response; the client within its second request."""
+    size = 1_000_000
+    second = GET % 2 if method == "GET" else POST + b"Content-Length: 9\r\n\r\nsome"
+    client.send(GET % 1 + second)
+    upstream = proxy.upstream()
+    upstream.head()
+    upstream.send(answer(bytes(size)))
+    upstream.head()
+    if method == "GET":
+        upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")
+        upstream.close()
+    else:
+        client.sock.shutdown(socket.SHUT_WR)
+    wait_for(lambda: len(proxy.exchanges) == 2)
+    assert [exchange.end for exchange in proxy.exchanges] == ["eof", "reset"]
+    assert client.response()[1] == bytes(size)
+    rest = client.all()
+    assert rest.endswith(b"\r\n\r\npart") if method == "GET" else rest == b""
 
 
 def test_garbage_within_a_chunked_body_resets(proxy: Proxy, client: Peer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from typing import Any
 
@@ -65,42 +66,41 @@ async def relay(
         if near._keeps:
             connecting = upstream
         else:
-            near._relayable()
+            await _relayable(near)
             assert isinstance(near, TransportSide)
             with near.held():
                 made = await upstream
-            try:
-                return await relay(
-                    client,
-                    made,
-                    prefix=first,
-                    limit_up=limit_up,
-                    limit_down=limit_down,
-                    idle=idle,
-                    total=total,
-                )
-            except BaseException:
-                made.reset()
-                raise
+                try:
+                    return await relay(
+                        client,
+                        made,
+                        prefix=first,
+                        limit_up=limit_up,
+                        limit_down=limit_down,
+                        idle=idle,
+                        total=total,
+                    )
+                except BaseException:
+                    made.reset()
+                    raise
     if connecting is None:
         far = side_of(upstream)
         if client is upstream:
             raise CommError(errno.EINVAL, "client and upstream are the same connection")
-    settle = near._relayable()
-    if far is not None:
-        settle |= far._relayable()
+    settle = await _relayable(near, far)
     request = None if connecting is None else connecting.request()
     held_up = held_down = b""
     if settle:
         began = loop.time()
-        settled = await _settle(loop, near, far, times)
+        room_up = None if limit_up is None else limit_up - len(first)
+        settled = await _settle(loop, near, far, (room_up, limit_down), times)
         if isinstance(settled, RelayResult):
             return settled
         held_up, held_down = settled
         if total is not None:
             times = idle, max(0.0, total - (loop.time() - began))
-    up, later_up = _cut(near, first + held_up, limit_up)
-    down, later_down = _cut(far, held_down, limit_down)
+    up, later_up = _cut(first + held_up, limit_up)
+    down, later_down = _cut(held_down, limit_down)
     # From here on nothing waits, until the plane has it.
     plane = LoopPlane.of(loop)
     plane.use()
@@ -151,6 +151,18 @@ async def _answer(
     return result._replace(client=client, upstream=upstream._given_back(loop, result.upstream))
 
 
+async def _relayable(*sides: Side | None) -> bool:
+    """Whether one has to settle. Raises TypeError, CommError."""
+    asked = [side._relayable for side in sides if side is not None]
+    try:
+        return True in [ask() for ask in asked]
+    except CommError as why:
+        if why.errno != errno.EBADF:
+            raise
+    await asyncio.sleep(0)  # a transport that is closing tells why
+    return True in [ask() for ask in asked]
+
+
 def _give(near: Side, far: Side | None) -> tuple[int, int]:
     """Both descriptors. A transport's is another one, which can be one too many (EMFILE)."""
     fd = near._give()
@@ -172,13 +184,16 @@ async def _settle(
     loop: asyncio.AbstractEventLoop,
     near: Side,
     far: Side | None,
+    room: tuple[int | None, int | None],
     times: tuple[float | None, float | None],
 ) -> tuple[bytes, bytes] | RelayResult:
-    """What readers hold, once all that writers had is in the kernel; or how it ended already."""
+    """What readers hold, once all that writers had is in the kernel; or how it ended already.
+
+    Raises CommError: they hold more than there is room for, and are as they were."""
     began = loop.time()
     limit = min((seconds for seconds in times if seconds is not None), default=None)
     try:
-        return await asyncio.wait_for(_both(near, far), limit)
+        return await asyncio.wait_for(_both(near, far, room), limit)
     except CommError:
         raise
     except asyncio.TimeoutError:
@@ -193,16 +208,30 @@ async def _settle(
     return RelayResult(0, 0, loop.time() - began, end, code, side, None, None, None)
 
 
-async def _both(near: Side, far: Side | None) -> tuple[bytes, bytes]:
-    held = []
-    for name, side in (("client", near), ("upstream", far)):
-        try:
-            held.append(b"" if side is None else await side._settle())
-        except CommError:
-            raise
-        except OSError as why:
-            raise _Broken(name, why) from why
-    return held[0], held[1]
+async def _both(
+    near: Side, far: Side | None, room: tuple[int | None, int | None]
+) -> tuple[bytes, bytes]:
+    limited = [
+        (side, most)
+        for side, most in zip((near, far), room, strict=True)
+        if isinstance(side, TransportSide)
+    ]
+    with contextlib.ExitStack() as held:
+        for side, _ in limited:
+            held.enter_context(side.held())
+        for side, _ in limited:
+            await side.made()
+        for side, most in limited:
+            side.check_room(most)
+    # From here on neither can be what it was.
+    return await _settled("client", near), await _settled("upstream", far)
+
+
+async def _settled(name: str, side: Side | None) -> bytes:
+    try:
+        return b"" if side is None else await side._settle()
+    except OSError as why:
+        raise _Broken(name, why) from why
 
 
 def _reset(*sides: Side | None) -> None:
@@ -211,11 +240,6 @@ def _reset(*sides: Side | None) -> None:
             side.reset()
 
 
-def _cut(side: Side | None, held: bytes, limit: int | None) -> tuple[bytes, bytes]:
+def _cut(held: bytes, limit: int | None) -> tuple[bytes, bytes]:
     """What goes now, and what is beyond the limit."""
-    if limit is None or len(held) <= limit:
-        return held, b""
-    assert side is not None
-    if not side._keeps:
-        raise CommError(errno.EINVAL, "its reader holds more than the limit lets through")
-    return held[:limit], held[limit:]
+    return held[:limit], b"" if limit is None else held[limit:]

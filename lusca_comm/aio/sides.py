@@ -28,7 +28,8 @@ class Side(Protocol):
 
     def _relayable(self) -> bool:
         """Whether it may hold bytes, so that it has to settle. Raises TypeError, CommError where
-        it can't be relayed."""
+        it can't be relayed: EBADF also where a transport is closing and has not told why, which it
+        does in the loop's next turn."""
 
     async def _settle(self) -> bytes:
         """Waits until all that was written to it is in the kernel. From then on nothing reads it;
@@ -92,23 +93,22 @@ class _Emptied(asyncio.Protocol):
         self.transport = transport
         transport.set_protocol(self)
 
+    def exception(self) -> Exception | None:
+        """As that of a StreamReader."""
+        return self.lost
+
     async def empty(self) -> None:
         """Raises OSError."""
-        self.transport.set_write_buffer_limits(0)  # has resume_writing called at 0, and not before
-        if self.transport.get_write_buffer_size():
-            await self._wait()
-        if self.lost is not None:
-            raise self.lost
-
-    async def end(self) -> Exception:
-        """Of a transport that is closing, for which reason its protocol is told later."""
-        if self.before is not None:
-            await self._wait()
-        return self.lost or _closed(self.transport)
-
-    async def _wait(self) -> None:
-        self.waiting = asyncio.get_running_loop().create_future()
-        await self.waiting
+        if self.transport.is_closing():
+            await asyncio.sleep(0)  # the reason is told in this turn
+        else:
+            # Has resume_writing called at 0, and not before.
+            self.transport.set_write_buffer_limits(0)
+            if self.transport.get_write_buffer_size():
+                self.waiting = asyncio.get_running_loop().create_future()
+                await self.waiting
+        if self.transport.is_closing():
+            raise self.lost or ConnectionAbortedError(errno.ECONNABORTED, "closed meanwhile")
 
     def _wake(self) -> None:
         if self.waiting is not None and not self.waiting.done():
@@ -118,7 +118,7 @@ class _Emptied(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = exc or _closed(self.transport)
+        self.lost = exc
         self._wake()
         if self.before is not None:
             self.before.connection_lost(exc)
@@ -132,17 +132,21 @@ class TransportSide:
     def __init__(self, transport: Any, reader: asyncio.StreamReader | None = None) -> None:
         self._transport = transport
         self._reader = reader
+        self._told: asyncio.StreamReader | _Emptied | None = reader
+        """Hears what broke the transport."""
 
     def _relayable(self) -> bool:
-        check_transport(self._transport, self._reader)
+        if self._told is None and self._transport.is_closing():
+            self._told = _Emptied(self._transport)
+        check_transport(self._transport, self._told)
         return True
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """While a connection is made: what a bare transport gave its protocol meanwhile would not
-        be relayed."""
+        """Nothing reads it, and after an exception it goes on. What a bare transport gave its
+        protocol before it settles would not be relayed."""
         transport = self._transport
-        if self._reader is not None or not transport.is_reading():
+        if not transport.is_reading():
             yield
             return
         transport.pause_reading()
@@ -152,15 +156,23 @@ class TransportSide:
             transport.resume_reading()
             raise
 
-    async def _settle(self) -> bytes:
+    async def made(self) -> None:
+        """Waits for the transport itself."""
         if isinstance(self._transport, Collecting):
             self._transport = await self._transport.streams.transport()
-        transport, reader = self._transport, self._reader
-        broken = reader.exception() if reader is not None else None
+
+    def check_room(self, room: int | None) -> None:
+        """Of what it holds, nothing can be given back. Raises CommError."""
+        reader: Any = self._reader
+        if room is not None and reader is not None and len(reader._buffer) > room:
+            raise CommError(errno.EINVAL, "its reader holds more than the limit lets through")
+
+    async def _settle(self) -> bytes:
+        await self.made()
+        transport, reader, told = self._transport, self._reader, self._told
+        broken = told.exception() if told is not None else None
         if broken is not None:
             raise broken
-        if transport.is_closing():
-            raise await _Emptied(transport).end()
         transport.pause_reading()
         await _Emptied(transport).empty()
         if reader is None:
@@ -190,17 +202,13 @@ class TransportSide:
         abort(self._transport)
 
 
-def _closed(transport: Any) -> CommError:
-    return CommError(errno.EBADF, f"{transport!r} is closed")
-
-
-def check_transport(transport: Any, reader: asyncio.StreamReader | None) -> None:
-    """Raises TypeError, CommError."""
+def check_transport(transport: Any, told: asyncio.StreamReader | _Emptied | None) -> None:
+    """:param told: knows what broke the transport: one that was broken ends a relay, one that was
+    closed can't begin it. Raises TypeError, CommError."""
     if transport.get_extra_info("sslcontext") is not None:
         raise TypeError(f"{transport!r} is TLS: a relay moves bytes as they are")
-    known = reader is not None and reader.exception() is not None
-    if transport.is_closing() and transport.get_protocol() is None and not known:
-        raise _closed(transport)
+    if transport.is_closing() and (told is None or told.exception() is None):
+        raise CommError(errno.EBADF, f"{transport!r} is closed")
 
 
 def side_of(thing: Any) -> Side:

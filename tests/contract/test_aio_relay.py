@@ -10,13 +10,25 @@ import socket
 from typing import Any
 
 import pytest
-from event_loops import HERE, LIMIT, Run, an_origin, open_sockets, plane_threads, run, until
+from event_loops import (
+    HERE,
+    LIMIT,
+    Run,
+    an_origin,
+    open_sockets,
+    plane_threads,
+    run,
+    small_buffers,
+    until,
+)
 
 from lusca_comm import CommError, RelayResult, aio, original_destination
 from lusca_comm.aio.connecting import Connecting, Upstream
+from lusca_comm.aio.planes import reset
 
 __all__ = ["run"]  # a fixture
 BIG = 3_000_000
+MORE = 200_000  # than small buffers hold
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +228,131 @@ def test_a_limit_within_a_reader(run: Run) -> None:
             end.close()
 
     run(main)
+
+
+def test_a_limit_within_the_other_reader(run: Run) -> None:
+    """The client is as it was."""
+
+    async def main() -> None:
+        (near, far), (up, origin) = ends(), ends()
+        client, upstream = await made("streams", near), await made("streams", up)
+        for peer, (reader, _) in ((far, client), (origin, upstream)):
+            peer.sendall(b"12345")
+            assert await reader.readexactly(1) == b"1"
+        with pytest.raises(CommError, match="more than the limit"):
+            await aio.relay(client, upstream, limit_down=2)
+        for peer, (reader, writer) in ((far, client), (origin, upstream)):
+            peer.sendall(b"6")
+            assert await reader.readexactly(5) == b"23456"
+            writer.close()
+            peer.close()
+
+    run(main)
+    assert not run.told
+
+
+def test_what_comes_while_a_side_settles(run: Run) -> None:
+    """It stays where a limit still counts it."""
+
+    async def main() -> None:
+        (near, far), (up, origin) = ends(), ends()
+        small_buffers(near)
+        client, upstream = await made("transport", near), await made("streams", up)
+        client.write(b"x" * MORE)
+        origin.sendall(b"12345")
+        assert await upstream[0].readexactly(1) == b"1"
+        relaying = asyncio.ensure_future(aio.relay(client, upstream, limit_down=6))
+        await until(lambda: not upstream[1].transport.is_reading())
+        origin.sendall(b"6789")
+        assert await asyncio.to_thread(_some_of, far, MORE) == b"x" * MORE
+        result = await relaying
+        assert (result.end, result.down) == ("limit", 6)
+        result.client.close()
+        assert _all_of(far) == b"234567"
+        assert result.upstream.recv(9) == b"89"
+        result.upstream.close()
+        origin.close()
+
+    run(main)
+    assert not run.told
+
+
+def _some_of(sock: socket.socket, n: int) -> bytes:
+    got = b""
+    while len(got) < n:
+        got += sock.recv(n - len(got))
+    return got
+
+
+@pytest.mark.parametrize("unsent", [b"", b"x" * MORE])
+@pytest.mark.parametrize("kind", ["streams", "transport"])
+def test_a_closing_upstream(run: Run, kind: str, unsent: bytes) -> None:
+    """It can't be relayed, whether or not its peer takes what was written to it: the client is as
+    it was."""
+
+    async def main() -> None:
+        (near, far), (up, origin) = ends(), ends()
+        small_buffers(up)
+        reader, writer = await made("streams", near)
+        far.sendall(b"12345")
+        assert await reader.readexactly(1) == b"1"
+        upstream = await made(kind, up)
+        transport = upstream[1].transport if kind == "streams" else upstream
+        transport.write(unsent)
+        transport.close()
+        with pytest.raises(CommError) as why:
+            await aio.relay((reader, writer), upstream)
+        assert why.value.errno == errno.EBADF
+        far.sendall(b"6")
+        assert await reader.readexactly(5) == b"23456"
+        transport.abort()
+        for end in (writer, far, origin):
+            end.close()
+
+    run(main)
+    assert not run.told
+
+
+@pytest.mark.parametrize("kind", ["streams", "transport"])
+def test_a_write_has_just_failed(run: Run, kind: str) -> None:
+    """What was written to the upstream told its transport so, and nobody else yet."""
+
+    async def main() -> RelayResult:
+        (near, far), (up, origin) = ends(), ends()
+        client, upstream = await made("streams", near), await made(kind, up)
+        reset(origin.detach())
+        (upstream[1] if kind == "streams" else upstream).write(b"x")
+        result = await aio.relay(client, upstream)
+        with far, pytest.raises(ConnectionResetError):
+            far.recv(1)
+        return result
+
+    result = run(main)
+    assert (result.end, result.side) == ("reset", "upstream")
+    assert not run.told
+
+
+def test_an_upstream_closed_meanwhile(run: Run) -> None:
+    """What the client's writer had is on its way: the relay has begun, and ends as a reset."""
+
+    async def main() -> RelayResult:
+        (near, far), (up, origin) = ends(), ends()
+        small_buffers(near)
+        client, upstream = await made("transport", near), await made("streams", up)
+        client.write(b"x" * MORE)
+        relaying = asyncio.ensure_future(aio.relay(client, upstream))
+        await until(lambda: not client.is_reading())
+        upstream[1].close()
+        assert await asyncio.to_thread(_some_of, far, MORE) == b"x" * MORE
+        result = await relaying
+        with far, pytest.raises(ConnectionResetError):
+            far.recv(1)
+        origin.close()
+        return result
+
+    result = run(main)
+    assert (result.end, result.side, result.errno) == ("reset", "upstream", errno.ECONNABORTED)
+    assert not run.told
 
 
 def test_a_connection_made_for_a_relay_that_does_not_begin(run: Run) -> None:

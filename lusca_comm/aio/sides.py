@@ -223,6 +223,8 @@ def side_of(thing: Any) -> Side:
             return TransportSide(writer.transport, reader)
     if isinstance(thing, asyncio.StreamReader | asyncio.StreamWriter):
         raise TypeError("streams come as (reader, writer): the reader may hold bytes already")
+    if isinstance(thing, Collecting):
+        return TransportSide(thing, thing.streams.reader)
     if hasattr(thing, "get_protocol"):  # uvloop's transports are none of asyncio's classes
         return TransportSide(thing)
     return SocketSide(thing)

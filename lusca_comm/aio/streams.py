@@ -18,7 +18,8 @@ from ..errors import CommError
 
 __all__ = ["Collecting", "Streams", "abort"]
 
-_CALLS = [name for name in dir(asyncio.Transport) if not name.startswith("_")]
+_READING = ("is_reading", "pause_reading", "resume_reading")
+_CALLS = [name for name in dir(asyncio.Transport) if name[0] != "_" and name not in _READING]
 
 
 class Collecting(asyncio.Transport):
@@ -84,8 +85,6 @@ class Collecting(asyncio.Transport):
     def pass_on(self, transport: asyncio.Transport) -> None:
         if self.limits is not None:
             transport.set_write_buffer_limits(*self.limits)
-        if not self.reading:
-            transport.pause_reading()
         if self.queue and not self.aborted:
             transport.writelines(self.queue)
         self.queue.clear()
@@ -96,7 +95,17 @@ class Collecting(asyncio.Transport):
         elif self.ended:
             with contextlib.suppress(OSError):  # ENOTCONN: the peer has reset it; the reader tells
                 transport.write_eof()
-        for name in _CALLS:
+        self._become(transport, _CALLS)
+        # FACT: loops begin to read behind connection_made, whether or not it paused the transport.
+        self.streams._loop.call_soon(self._read_on, transport)
+
+    def _read_on(self, transport: asyncio.Transport) -> None:
+        if not self.reading:
+            transport.pause_reading()
+        self._become(transport, _READING)
+
+    def _become(self, transport: asyncio.Transport, calls: Iterable[str]) -> None:
+        for name in calls:
             setattr(self, name, getattr(transport, name))
 
 

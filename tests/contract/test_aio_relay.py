@@ -178,6 +178,32 @@ def test_what_comes_while_the_upstream_is_connected(
     assert not run.told
 
 
+def test_the_transport_of_an_endpoint_while_the_upstream_is_connected(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader may have got something before."""
+
+    async def main() -> None:
+        async def late(self: Connecting) -> Upstream:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            return await connect(self)
+
+        connect = Connecting._connect
+        with socket.create_server((HERE, 0)) as listener:
+            client = await aio.connect(listener.getsockname())
+            far, _ = listener.accept()
+        far.sendall(b"hello")
+        far.shutdown(socket.SHUT_WR)
+        monkeypatch.setattr(Connecting, "_connect", late)
+        async with an_origin() as origin:
+            await aio.relay(client.writer.transport, aio.connect(origin.address))
+            assert await asyncio.to_thread(_all_of, far) == b"origin: hello"
+
+    run(main)
+    assert not run.told
+
+
 def test_what_a_transport_has_not_sent(run: Run) -> None:
     """Its protocol is told nothing of it, and its writes arrive before the relay's."""
 

@@ -17,6 +17,7 @@ import pytest
 from event_loops import HERE, Run, fetch, open_sockets, port_of, run, serving, until
 
 from lusca_comm import CommError, RelayResult, aio, original_destination
+from lusca_comm.aio.streams import Collecting
 
 __all__ = ["run"]  # a fixture
 
@@ -73,6 +74,47 @@ def test_a_transport_used_at_once(run: Run) -> None:
         async with serving(handler) as server:
             assert await fetch(port_of(server)) == b"one two three four"
 
+    run(main)
+    assert not run.told
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_transport_paused_at_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    """The loop does not begin to read it, unless it was resumed as the loop was about to."""
+
+    def pass_on(self: Collecting, transport: asyncio.Transport) -> None:
+        passed_on(self, transport)
+        if resumed:
+            self.resume_reading()
+
+    async def handler(conn: aio.Connection) -> None:
+        first: Any = conn.writer.transport
+        first.pause_reading()
+        await conn.writer.drain()
+        then: Any = conn.writer.transport
+        for transport in (first, then):
+            assert transport.is_reading() is resumed
+        clients[0].sendall(b"hello")
+        if not resumed:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            with socket.socket(fileno=os.dup(conn.fileno())) as same:
+                assert same.recv(9, socket.MSG_PEEK) == b"hello"
+            first.resume_reading()
+        ended.append(await conn.reader.readexactly(5))
+
+    async def main() -> None:
+        async with serving(handler) as server:
+            with socket.create_connection((HERE, port_of(server))) as client:
+                clients.append(client)
+                await until(lambda: ended or run.told)
+
+    passed_on = Collecting.pass_on
+    monkeypatch.setattr(Collecting, "pass_on", pass_on)
+    clients: list[socket.socket] = []
+    ended: list[bytes] = []
     run(main)
     assert not run.told
 

@@ -13,6 +13,7 @@ from .. import intercept
 from .._shim import lib
 from ..address import Address, descriptor, spell
 from ..errors import CommError
+from .lingering import Lingering, dropped
 from .planes import reset
 from .sides import TransportSide, check_transport
 from .streams import Streams, abort
@@ -20,8 +21,6 @@ from .waiting import Readable
 
 __all__ = ["Endpoint"]
 
-_LINGER = 10.0  # seconds, as comm_lingering_close
-_CHUNK = 65536
 _CLOSED = "it was closed"
 RELAYED = "it was relayed"
 _Self = TypeVar("_Self", bound="Endpoint")
@@ -41,6 +40,7 @@ class Endpoint:
     _side: TransportSide
     _unread = b""  # read, and given back by a relay
     _peeking: Readable | None = None
+    _lingering: Lingering | None = None
     _trail = 0
     _gone = ""  # why there is no socket any more
 
@@ -118,16 +118,23 @@ class Endpoint:
             return
         streams = self._streams
         if streams is None:
-            self._shut()
-            return
+            self._lingering = Lingering(self._loop, self._given_up())
+            ending = self._lingering.over()
+        else:
+            ending = self._close(streams)
         self._gone = _CLOSED
         self._forget_trail()
+        await ending
+
+    @staticmethod
+    async def _close(streams: Streams) -> None:
         try:
             transport = await streams.transport()
             if not transport.is_closing() and transport.can_write_eof():
                 with contextlib.suppress(OSError, asyncio.TimeoutError):
                     transport.write_eof()  # ENOTCONN: the peer has just reset it
-                    await asyncio.wait_for(_drop(streams.reader), _LINGER)
+                    if not streams.ended:
+                        await dropped(transport, streams.reader)
             streams.writer.close()
             with contextlib.suppress(OSError):
                 await streams.writer.wait_closed()
@@ -142,6 +149,8 @@ class Endpoint:
                 with contextlib.suppress(CommError):
                     lib.lc_abort(descriptor(streams.writer))
             abort(streams.writer.transport)
+        elif self._lingering is not None:
+            self._lingering.reset()
         elif not self._gone:
             self._abort()
         self._gone = self._gone or _CLOSED
@@ -198,11 +207,6 @@ class Endpoint:
             self._unread = b""
             self._streams = Streams(self._loop, sock, first, self._limit, self._accepted)
         return self._streams
-
-    def _shut(self) -> None:
-        self._given_up().close()
-        self._gone = _CLOSED
-        self._forget_trail()
 
     def _abort(self) -> None:
         reset(self._given_up().detach())
@@ -261,8 +265,3 @@ def _look(sock: socket.socket, before: bytes, n: int) -> bytes | None:
         return None
     except OSError as why:
         raise CommError(why.errno or errno.EIO, f"peek: {why.strerror}") from why
-
-
-async def _drop(reader: asyncio.StreamReader) -> None:
-    while await reader.read(_CHUNK):
-        pass

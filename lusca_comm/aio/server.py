@@ -194,11 +194,9 @@ class InterceptServer:
     async def _handle(self, connection: Connection) -> None:
         try:
             await self._handler(connection)
-            for upstream in connection._upstreams:
-                if not upstream._gone:
-                    await upstream.close()
-            if not connection._gone:
-                await connection.close()
+            left = [one for one in (connection, *connection._upstreams) if not one._gone]
+            if left:
+                await asyncio.gather(*[one.close() for one in left])
         except Exception as why:
             connection._left()
             # FACT: with "task" in it, 3.12 and newer enter that task's context, where this is.

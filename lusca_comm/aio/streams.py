@@ -150,6 +150,10 @@ class _Protocol(asyncio.StreamReaderProtocol):
         self._client_connected_cb = callback
         self.streams._begin(transport)
 
+    def eof_received(self) -> bool | None:
+        self.streams.ended = True
+        return super().eof_received()
+
 
 def _server_side(_reader: object, _writer: object) -> None:
     """A protocol that has this callback is a server's: StreamWriter.start_tls goes by it."""
@@ -177,6 +181,8 @@ class Streams:
         self._accepted = accepted
         self._made: asyncio.Future[None] = loop.create_future()
         self._began = False
+        self.ended = False
+        """The peer's end has come."""
         self._tls: dict[str, Any] = {}
         self.failure: BaseException | None = None
         """Why there is no transport."""

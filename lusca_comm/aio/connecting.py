@@ -76,6 +76,13 @@ class Upstream(Endpoint):
     def _given_back(self, _loop: asyncio.AbstractEventLoop, sock: socket.socket) -> object:
         return self._take_back(sock, b"")
 
+    def _take_back(self, sock: socket.socket, unread: bytes) -> object:
+        super()._take_back(sock, unread)
+        conn = self._made._conn
+        if conn is not None and conn._over:
+            self.reset()
+        return self
+
     @property
     def spoof(self) -> Spoof:
         """What it really got as its source.
@@ -211,11 +218,18 @@ class Connecting:
         return self._made(Upstream(loop, sock, self, None, "", 0))
 
     def _made(self, upstream: Upstream) -> Upstream:
+        """It is closed where the handler whose it would be has ended."""
         if self._conn is not None:
-            self._conn._upstreams.append(upstream)
+            self._conn._keep(upstream)
         return upstream
 
     async def _connect(self) -> Upstream:
+        upstream = self._made(await self._connected())
+        if upstream._gone:
+            raise CommError(errno.EBADF, "the handler of its connection has ended")
+        return upstream
+
+    async def _connected(self) -> Upstream:
         loop = asyncio.get_running_loop()
         request, to, timeout = self.request()
         family = socket.AF_INET6 if request.family == 6 else socket.AF_INET
@@ -226,7 +240,7 @@ class Connecting:
         made = await plane.connect(request, to, timeout, family)
         if made.end != "connected":
             raise self.failure(made.errno or errno.ECANCELED)
-        return self._made(Upstream(loop, made.upstream, self, None, "", made.data))
+        return Upstream(loop, made.upstream, self, None, "", made.data)
 
     async def _connect_here(
         self, loop: asyncio.AbstractEventLoop, request: Any, to: Any, family: int
@@ -247,13 +261,12 @@ class Connecting:
                 code = await self._outcome(loop, fd, to)
             if code:
                 raise self.failure(code)
-            upstream = Upstream(loop, sock, self, request, reason, trail)
+            return Upstream(loop, sock, self, request, reason, trail)
         except BaseException:
             sock.close()
             if trail:
                 intercept.forget_outgoing(trail)
             raise
-        return self._made(upstream)
 
     async def _outcome(self, loop: asyncio.AbstractEventLoop, fd: int, to: Any) -> int:
         due = None if self._timeout is None else loop.time() + self._timeout

@@ -38,6 +38,7 @@ class Connection(Endpoint):
         self._question = question
         self._family = family
         self._upstreams: list[Upstream] = []
+        self._over = False  # the handler has ended
         self._limit = server._limit
 
     @property
@@ -143,8 +144,22 @@ class Connection(Endpoint):
         self._gone = RELAYED
         return id
 
+    def _take_back(self, sock: socket.socket, unread: bytes) -> object:
+        super()._take_back(sock, unread)
+        if self._over:
+            self.reset()
+        return self
+
+    def _keep(self, upstream: Upstream) -> None:
+        """It ends with the handler, and at once where that has ended."""
+        if self._over:
+            upstream.reset()
+        else:
+            self._upstreams.append(upstream)
+
     def _left(self) -> None:
-        """The handler has ended: nothing of it may be left."""
+        """The handler has ended: nothing of it may be left, and nothing that comes later."""
+        self._over = True
         for upstream in self._upstreams:
             upstream.reset()
         self.reset()

@@ -198,19 +198,22 @@ class InterceptServer:
             if left:
                 await asyncio.gather(*[one.close() for one in left])
         except Exception as why:
+            end = "" if connection._gone else ": the connection was reset"
             connection._left()
             # FACT: with "task" in it, 3.12 and newer enter that task's context, where this is.
             self._loop.call_exception_handler(
                 {
                     "message": f"exception in the handler of {spell(connection.peer)} -> "
-                    f"{spell(connection.original)}: the connection was reset",
+                    f"{spell(connection.original)}{end}",
                     "exception": why,
                 }
             )
 
     def _handled(self, task: asyncio.Task[None]) -> None:
-        """Also where it was cancelled before it began."""
-        self._handlers.pop(task)._left()
+        """Also where it was cancelled before it began, or after the loop's end was told."""
+        connection = self._handlers.pop(task, None)
+        if connection is not None:
+            connection._left()
         self._finish()
 
     def _refuse(self, why: CommError) -> None:

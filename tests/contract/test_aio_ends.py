@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from event_loops import (
+    HERE,
+    Run,
+    an_origin,
+    fetch,
+    open_sockets,
+    plane_threads,
+    port_of,
+    run,
+    serving,
+    until,
+)
+
+from lusca_comm import CommError, RelayResult, aio
+
+__all__ = ["run"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Any:
+    before = open_sockets(), plane_threads()
+    yield
+    assert (open_sockets(), plane_threads()) == before
+
 
 CLOSED_LOOP = """
 import asyncio, gc, socket, sys
@@ -64,3 +92,100 @@ def test_a_loop_that_is_closed_with_a_relay_under_way(kind: str, at: str, how: s
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_tasks_are_cancelled_after_the_shutdown(run: Run) -> None:
+    """asyncio.run does it before."""
+
+    async def main() -> None:
+        async def handler(_: aio.Connection) -> None:
+            began.set_result(None)
+            await asyncio.get_running_loop().create_future()
+
+        began = asyncio.get_running_loop().create_future()
+        server = await aio.start_intercept_server(handler, HERE, 0, engine="sockname")
+        with socket.create_connection((HERE, port_of(server))):
+            await began
+        await asyncio.get_running_loop().shutdown_asyncgens()
+
+    run(main)
+    assert not run.told
+
+
+def test_connected_after_the_handler(run: Run) -> None:
+    async def main() -> None:
+        async with an_origin() as origin:
+
+            async def handler(conn: aio.Connection) -> None:
+                tasks.append(asyncio.ensure_future(late(conn)))
+
+            async def late(conn: aio.Connection) -> None:
+                await until(lambda: not server._handlers)
+                await conn.connect(origin.address)
+
+            tasks: list[asyncio.Future[None]] = []
+            async with serving(handler) as server:
+                assert await fetch(port_of(server)) == b""
+                with pytest.raises(CommError) as why:
+                    await tasks[0]
+                assert why.value.errno == errno.EBADF
+
+    run(main)
+    assert not run.told
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("used", [True, False])
+def test_given_back_after_the_handler(run: Run, fused: bool, used: bool) -> None:
+    """A relay that outlives it, and ends by its limit."""
+
+    async def main() -> None:
+        async with an_origin() as origin:
+
+            async def handler(conn: aio.Connection) -> None:
+                if used:
+                    assert await conn.peek(1) == b"a"
+                upstream = conn.connect(origin.address)
+                relaying = conn.relay(upstream if fused else await upstream, limit_up=3)
+                tasks.append(asyncio.ensure_future(relaying))
+                await until(lambda: conn.closed)
+
+            tasks: list[asyncio.Future[RelayResult]] = []
+            async with serving(handler) as server:
+                reader, writer = await asyncio.open_connection(HERE, port_of(server))
+                writer.write(b"a")
+                await until(lambda: tasks and not server._handlers)
+                writer.write(b"bcd")
+                result = await tasks[0]
+                assert (result.end, result.up) == ("limit", 3)
+                assert result.client.closed
+                assert result.upstream.closed
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+                writer.close()
+
+    run(main)
+    assert not run.told
+
+
+@pytest.mark.parametrize("how", ["detach", "relay", "close", "nothing"])
+def test_an_exception_is_told_as_what_it_did(run: Run, how: str) -> None:
+    async def main() -> None:
+        async with an_origin() as origin:
+
+            async def handler(conn: aio.Connection) -> None:
+                if how == "detach":
+                    conn.detach().close()
+                elif how == "relay":
+                    await conn.relay(conn.connect(origin.address))
+                elif how == "close":
+                    await conn.close()
+                raise ValueError(how)
+
+            async with serving(handler) as server:
+                ends = {"nothing": b"reset", "relay": b"origin: "}
+                assert await fetch(port_of(server), b"") == ends.get(how, b"")
+
+    run(main)
+    (told,) = run.told
+    assert ("the connection was reset" in told["message"]) == (how == "nothing")

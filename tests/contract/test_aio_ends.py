@@ -121,7 +121,7 @@ def test_connected_after_the_handler(run: Run) -> None:
 
             async def late(conn: aio.Connection) -> None:
                 await until(lambda: not server._handlers)
-                await conn.connect(origin.address)
+                (await conn.connect(origin.address)).reset()
 
             tasks: list[asyncio.Future[None]] = []
             async with serving(handler) as server:
@@ -158,8 +158,10 @@ def test_given_back_after_the_handler(run: Run, fused: bool, used: bool) -> None
                 writer.write(b"bcd")
                 result = await tasks[0]
                 assert (result.end, result.up) == ("limit", 3)
-                assert result.client.closed
-                assert result.upstream.closed
+                closed = result.client.closed, result.upstream.closed
+                result.client.reset()
+                result.upstream.reset()
+                assert closed == (True, True)
                 with pytest.raises(ConnectionResetError):
                     await reader.read()
                 writer.close()

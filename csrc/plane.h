@@ -286,7 +286,6 @@ int lc_poll_move(struct lc_plane *p, int fd, uint64_t key);     /* another's fro
 int lc_poll_add_reader(struct lc_plane *p, int fd, uint64_t key);   /* as lc_poll_add, to read */
 void lc_poll_remove(struct lc_plane *p, int fd);
 int lc_poll_wait(struct lc_plane *p, int64_t ms);   /* events, in p->event */
-int lc_unsent(int fd);              /* bytes that the peer has not acknowledged; many: nobody can tell */
 int lc_bell_open(int bell[2]);
 void lc_bell_ring(const int bell[2]);
 void lc_bell_quiet(const int bell[2]);

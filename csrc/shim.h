@@ -91,6 +91,9 @@ int lc_connect_as(int fd, const struct lc_open *request, const struct lc_addr *t
 int lc_error(int fd);
 /* The end of the stream: shutdown(2) of the sending half. */
 int lc_finish(int fd);
+/* Bytes that the peer has not acknowledged, the end that was sent counting as one; INT_MAX: nobody can
+ * tell. */
+int lc_unsent(int fd);
 /* Resets a connection now, whoever else holds the socket, and has closing do no more. */
 int lc_abort(int fd);
 int lc_local(int fd, struct lc_addr *out);

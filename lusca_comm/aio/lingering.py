@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import socket
-import struct
-import termios
 from typing import Any
 
+from .._shim import lib
 from .planes import reset
 from .waiting import Readable
 
@@ -53,22 +51,13 @@ class Lingering:
         try:
             return self._sock.recv(_CHUNK) != b""
         except BlockingIOError:
-            return _unsent(self._sock)
+            return bool(lib.lc_unsent(self._sock.fileno()))
 
     async def _drop(self) -> None:
         more = True
         while more:
             self._waiting = Readable(self._loop, self._sock, 1)
             more = await self._waiting.wait() and self._sock.recv(_CHUNK) != b""
-
-
-def _unsent(sock: socket.socket) -> bool:
-    """It may have bytes that the peer has not acknowledged."""
-    try:
-        (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
-    except OSError:  # no Linux
-        return True
-    return bool(count)
 
 
 class _Dropping(asyncio.Protocol):

@@ -68,6 +68,14 @@ def plane_threads() -> int:
     return count
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Of sockets and threads, for each test of a module that has it."""
+    before = open_sockets(), plane_threads()
+    yield
+    assert (open_sockets(), plane_threads()) == before
+
+
 async def until(condition: Callable[[], object]) -> None:
     while not condition():
         await asyncio.sleep(0.001)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
 
 import pytest
 from event_loops import (
@@ -12,8 +11,7 @@ from event_loops import (
     LIMIT,
     Run,
     fetch,
-    open_sockets,
-    plane_threads,
+    nothing_left,
     port_of,
     run,
     serving,
@@ -24,16 +22,9 @@ from event_loops import (
 from lusca_comm import aio
 from lusca_comm.aio import lingering
 
-__all__ = ["run"]  # a fixture
+__all__ = ["nothing_left", "run"]  # fixtures
 
 BIG = 3_000_000
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Any:
-    before = open_sockets(), plane_threads()
-    yield
-    assert (open_sockets(), plane_threads()) == before
 
 
 def client_of(server: aio.InterceptServer) -> socket.socket:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from event_loops import (
@@ -16,8 +15,7 @@ from event_loops import (
     Run,
     an_origin,
     fetch,
-    open_sockets,
-    plane_threads,
+    nothing_left,
     port_of,
     run,
     serving,
@@ -26,14 +24,7 @@ from event_loops import (
 
 from lusca_comm import CommError, RelayResult, aio
 
-__all__ = ["run"]  # a fixture
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Any:
-    before = open_sockets(), plane_threads()
-    yield
-    assert (open_sockets(), plane_threads()) == before
+__all__ = ["nothing_left", "run"]  # fixtures
 
 
 CLOSED_LOOP = """

@@ -13,8 +13,7 @@ from event_loops import (
     Run,
     an_origin,
     fetch,
-    open_sockets,
-    plane_threads,
+    nothing_left,
     port_of,
     run,
     serving,
@@ -23,14 +22,7 @@ from event_loops import (
 
 from lusca_comm import CommError, aio
 
-__all__ = ["run"]  # a fixture
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Any:
-    before = open_sockets(), plane_threads()
-    yield
-    assert (open_sockets(), plane_threads()) == before
+__all__ = ["nothing_left", "run"]  # fixtures
 
 
 async def gone(conn: aio.Connection, how: str, there: Any) -> None:

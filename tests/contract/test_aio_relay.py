@@ -15,8 +15,7 @@ from event_loops import (
     LIMIT,
     Run,
     an_origin,
-    open_sockets,
-    plane_threads,
+    nothing_left,
     run,
     small_buffers,
     until,
@@ -26,16 +25,9 @@ from lusca_comm import CommError, RelayResult, aio, original_destination
 from lusca_comm.aio.connecting import Connecting, Upstream
 from lusca_comm.aio.planes import reset
 
-__all__ = ["run"]  # a fixture
+__all__ = ["nothing_left", "run"]  # fixtures
 BIG = 3_000_000
 MORE = 200_000  # than small buffers hold
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Any:
-    before = open_sockets(), plane_threads()
-    yield
-    assert (open_sockets(), plane_threads()) == before
 
 
 class Bare(asyncio.Protocol):

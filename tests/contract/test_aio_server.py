@@ -20,7 +20,7 @@ from event_loops import (
     Run,
     an_origin,
     fetch,
-    open_sockets,
+    nothing_left,
     plane_threads,
     port_of,
     run,
@@ -32,14 +32,7 @@ from lusca_comm import CommError, NotIntercepted, aio, spoof
 from lusca_comm._shim import lib
 from lusca_comm.address import to_shim
 
-__all__ = ["run"]  # a fixture
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Any:
-    before = open_sockets(), plane_threads()
-    yield
-    assert (open_sockets(), plane_threads()) == before
+__all__ = ["nothing_left", "run"]  # fixtures
 
 
 async def answer(conn: aio.Connection) -> None:

@@ -17,8 +17,7 @@ from event_loops import (
     Run,
     an_origin,
     fetch,
-    open_sockets,
-    plane_threads,
+    nothing_left,
     port_of,
     run,
     serving,
@@ -31,14 +30,7 @@ from lusca_comm.address import shim_of
 from lusca_comm.aio.planes import LoopPlane
 from lusca_comm.plane import Plane
 
-__all__ = ["run"]  # a fixture
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Any:
-    before = open_sockets(), plane_threads()
-    yield
-    assert (open_sockets(), plane_threads()) == before
+__all__ = ["nothing_left", "run"]  # fixtures
 
 
 def noted(source: Any, to: Any) -> bool:

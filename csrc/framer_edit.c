@@ -88,7 +88,8 @@ static int appended(const struct lc_head *h, const struct lc_head *start,
     return hosts > 1 || (hosts == 0 && h->minor > 0) ? -EINVAL : (int)a.marks;
 }
 
-/* Judges what is added: its marks, or -EINVAL; *start: the start line in the place of h's, if there is one. */
+/* Judges what is added: its marks, or -EINVAL; *start: the start line in the place of h's, if there is
+ * one. */
 static int check(const struct lc_head *h, const struct lc_edit *edit, struct lc_head *start)
 {
     if (h->state != LC_HEAD_WHOLE || (edit->start != NULL && start_line(h, edit, start) < 0))

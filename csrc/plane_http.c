@@ -139,8 +139,12 @@ void lc_http_broke(struct lc_plane *p, struct relay *r, int d, int side, int err
         lc_http_refuse(p, r, 400);
     } else {
         int reset = err == ECONNRESET || err == EPIPE || err == ECONNABORTED;
+        int what = reset ? LC_END_RESET : LC_END_ERROR;
 
-        lc_http_cut(p, r, reset ? LC_END_RESET : LC_END_ERROR, err, side + 1);
+        if (side == 1)
+            lc_http_cut(p, r, what, err, 2);
+        else
+            lc_relay_end(p, r, what, err, 1);
     }
 }
 

@@ -136,7 +136,7 @@ static uint64_t last_moment(const struct relay *r)
 
 static uint64_t due(const struct relay *r)
 {
-    uint64_t idle = r->idle == LC_NONE ? UINT64_MAX : r->last + r->idle;
+    uint64_t idle = r->idle == LC_NONE ? UINT64_MAX : r->last + r->idle + 1;    /* likewise */
     uint64_t total = last_moment(r);
 
     return idle < total ? idle : total;
